@@ -1,0 +1,369 @@
+"""OpenAI's Chat Completions: request bodies to chats, events to answers and chunks.
+
+Source: OpenAI's published API description, "Create chat completion"; the tests validate all that is
+written here against its schemas.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, assert_never
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from qwen_asgi import sse
+from qwen_asgi.chat import (
+    Answer,
+    ChatRequest,
+    Event,
+    Extra,
+    Finish,
+    Message,
+    Part,
+    ReasoningDelta,
+    Role,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from qwen_asgi.errors import InvalidRequest, QwenASGIError
+from qwen_asgi.ids import IdSource
+
+DONE = sse.encode(b"[DONE]")
+
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+_UNION_MEMBERS = {"dict[str,any]", "list[str]", "str"}
+"""How pydantic names the members of the unions below, in the place of a finding."""
+
+
+class _Document(BaseModel):
+    """A JSON object of the request: wrong types are refused, unknown fields are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Message(_Document):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Any = None
+
+
+class _StreamOptions(_Document):
+    include_usage: bool | None = None
+
+
+class _ResponseFormat(_Document):
+    type: str
+
+
+class _Body(_Document):
+    """The body of `POST /v1/chat/completions`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+
+    audio: dict[str, Any] | None = None
+    frequency_penalty: _Penalty | None = None
+    function_call: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    metadata: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, Any] | None = None
+    presence_penalty: _Penalty | None = None
+    prompt_cache_key: str | None = None
+    reasoning_effort: str | None = None
+    response_format: _ResponseFormat | None = None
+    safety_identifier: str | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    service_tier: str | None = None
+    stop: str | list[str] | None = None
+    store: bool | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    user: str | None = None
+    verbosity: str | None = None
+    web_search_options: dict[str, Any] | None = None
+
+
+_READ_HERE = {
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "temperature",
+    "max_tokens",
+    "max_completion_tokens",
+}
+
+
+class OpenAIChat:
+    """The client API of OpenAI's Chat Completions."""
+
+    def __init__(self) -> None:
+        self._ids = IdSource()
+
+    def read(self, body: bytes) -> ChatRequest:
+        """Return the chat that a body asks for.
+
+        `content` may be text, a list of parts or one part. Fields with the value null count as not
+        given; what is not read here is in `options`. Raises InvalidRequest, `param` naming the
+        field.
+        """
+        try:
+            fields = _Body.model_validate_json(body)
+        except ValidationError as exc:
+            raise _invalid(exc.errors(include_url=False)[0]) from None
+        stream_options = fields.stream_options
+        return ChatRequest(
+            model=fields.model,
+            messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(fields.messages)),
+            stream=bool(fields.stream),
+            include_usage=stream_options is not None and bool(stream_options.include_usage),
+            temperature=fields.temperature,
+            max_tokens=fields.max_completion_tokens or fields.max_tokens,
+            options=_options(fields),
+        )
+
+    def answer(self, request: ChatRequest, answer: Answer) -> bytes:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text if answer.text or not answer.tool_calls else None,
+            "refusal": None,
+        }
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.tool_calls
+            ]
+        document: dict[str, Any] = {
+            "id": self._new_id(),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": request.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": message,
+                    "logprobs": None,
+                    "finish_reason": answer.finish_reason,
+                }
+            ],
+        }
+        if answer.usage is not None:
+            document["usage"] = _usage(answer.usage)
+        return to_json(document)
+
+    def stream(self, request: ChatRequest) -> ChunkWriter:
+        return ChunkWriter(request, self._new_id(), int(time.time()))
+
+    def error(self, error: QwenASGIError) -> bytes:
+        return _error(error)
+
+    def _new_id(self) -> str:
+        return f"chatcmpl-{self._ids.next()}"
+
+
+class ChunkWriter:
+    """Events to the chunks of one stream; see `apis.StreamWriter` for the order of calls.
+
+    What is the same in every chunk of a stream is rendered once.
+    """
+
+    def __init__(self, request: ChatRequest, id: str, created: int) -> None:
+        head = to_json(
+            {"id": id, "object": "chat.completion.chunk", "created": created},
+        ).removesuffix(b"}")
+        self._head = b'data: %b,"model":%b,"choices":' % (head, to_json(request.model))
+        self._include_usage = request.include_usage
+        # OpenAI: with `include_usage` every chunk has the field, null in all but the last.
+        tail = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
+        self._before = self._head + b'[{"index":0,"delta":{'
+        self._after = b'},"logprobs":null,"finish_reason":null}]' + tail
+        self._finish = b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":%b}]' + tail
+        self._has_role = False
+        self.usage: Usage | None = None
+
+    def write(self, events: Sequence[Event]) -> bytes:
+        chunks = [chunk for event in events if (chunk := self._chunk(event))]
+        if chunks and not self._has_role:
+            self._has_role = True
+            chunks.insert(0, self._delta(b'"role":"assistant","content":"","refusal":null'))
+        return b"".join(chunks)
+
+    def finish(self) -> bytes:
+        if self.usage is None or not self._include_usage:
+            return DONE
+        return b'%b[],"usage":%b}\n\n%b' % (self._head, to_json(_usage(self.usage)), DONE)
+
+    def fail(self, error: QwenASGIError) -> bytes:
+        return sse.encode(_error(error))
+
+    def _chunk(self, event: Event) -> bytes:
+        match event:
+            case TextDelta():
+                return self._delta(b'"content":' + to_json(event.text))
+            case ReasoningDelta():
+                return self._delta(b'"reasoning_content":' + to_json(event.text))
+            case ToolCallDelta():
+                return self._delta(b'"tool_calls":' + to_json([_tool_call_piece(event)]))
+            case Finish():
+                return self._head + self._finish % to_json(event.reason)
+            case Usage():
+                self.usage = event
+                return b""
+            case Extra():
+                # The API has no place for it.
+                return b""
+            case _:
+                assert_never(event)
+
+    def _delta(self, fields: bytes) -> bytes:
+        return self._before + fields + self._after
+
+
+def _error(error: QwenASGIError) -> bytes:
+    return to_json(
+        {
+            "error": {
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.code,
+            }
+        }
+    )
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if usage.reasoning_tokens is not None:
+        document["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.cached_tokens is not None:
+        document["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return document
+
+
+def _tool_call_piece(piece: ToolCallDelta) -> dict[str, Any]:
+    """The first piece has index, id, type and name; later ones must not repeat them."""
+    function: dict[str, Any] = {"arguments": piece.arguments}
+    document: dict[str, Any] = {"index": piece.index, "function": function}
+    if piece.id is not None:
+        document.update(id=piece.id, type="function")
+    if piece.name is not None:
+        function["name"] = piece.name
+    return document
+
+
+def _options(fields: _Body) -> dict[str, Any]:
+    options = {
+        name: getattr(fields, name) for name in fields.model_fields_set if name not in _READ_HERE
+    }
+    if fields.response_format is not None:
+        options["response_format"] = fields.response_format.model_dump()
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _message(fields: _Message, where: str) -> Message:
+    role: Role = "system" if fields.role == "developer" else fields.role
+    extra = {k: v for k, v in (fields.model_extra or {}).items() if v not in (None, [], {})}
+    if fields.content is None and role == "assistant":
+        # So a tool-calling turn, or a refusal, comes back in a history.
+        return Message(role, "", extra)
+    return Message(role, _content(fields.content, f"{where}.content"), extra)
+
+
+def _content(content: Any, where: str) -> str | tuple[Part, ...]:
+    match content:
+        case str():
+            return content
+        case list() if content:
+            return tuple(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+        case dict():
+            return (_part(content, where),)
+        case None:
+            raise InvalidRequest(f"{where} is required", param=where)
+        case _:
+            raise InvalidRequest(
+                f"{where} should be text, a part, or a list of at least one part", param=where
+            )
+
+
+def _part(part: Any, where: str) -> Part:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return Part("text", text, part)
+        case {"type": "text"}:
+            raise InvalidRequest(f"{where}.text should be a string", param=f"{where}.text")
+        case {"type": str(kind)}:
+            return Part(kind, "", part)
+        case {"type": _}:
+            raise InvalidRequest(f"{where}.type should be a string", param=f"{where}.type")
+        case {"text": str(text)}:
+            # The seed takes a part that says nothing of its type.
+            return Part("text", text, part)
+        case dict():
+            raise InvalidRequest(f"{where}.type is required", param=f"{where}.type")
+        case _:
+            raise InvalidRequest(f"{where} should be an object with a type", param=where)
+
+
+def _invalid(error: ErrorDetails) -> InvalidRequest:
+    """Return pydantic's first finding as an error that names the field and shows no content."""
+    param = _param(error["loc"])
+    message = error["msg"]
+    match error["type"]:
+        case "json_invalid":
+            reason = (error.get("ctx") or {}).get("error", "")
+            return InvalidRequest(f"the request's body is not valid JSON: {reason}")
+        case "missing":
+            return InvalidRequest(f"{param} is required", param=param)
+        case "model_type" if param is None:
+            return InvalidRequest("the request's body should be a JSON object")
+        case "model_type":
+            message = "input should be an object"
+    given = error["input"]
+    shown = f", not {given}" if isinstance(given, bool | float) or _is_short(given) else ""
+    return InvalidRequest(f"{param}: {message[:1].lower()}{message[1:]}{shown}", param=param)
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int) and abs(value) < 10**20
+
+
+def _param(loc: Sequence[int | str]) -> str | None:
+    """Return where a finding is, as a path; the names that pydantic gives to the members of a union
+    are left out."""
+    path = ""
+    for step in loc:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step in _UNION_MEMBERS:
+            break
+        else:
+            path += f".{step}" if path else step
+    return path[:200] or None

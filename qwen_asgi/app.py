@@ -1,0 +1,386 @@
+"""START HERE: the gateway as an ASGI app, from a request to who answers it.
+
+A chat goes through `_chat` below: body, `OpenAIChat.read`, `Catalog.resolve`, `relay`. The upstream
+under the relay is a dialect and a transport, put together in `upstreams.call`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from qwen_asgi.apis.openai_chat import OpenAIChat
+from qwen_asgi.authentication import (
+    ANYBODY,
+    Authenticate,
+    ClientKeys,
+    Principal,
+    anonymous,
+    identify,
+)
+from qwen_asgi.catalog import Catalog
+from qwen_asgi.disconnect import ClientLeft, ClientWatch
+from qwen_asgi.errors import (
+    AuthenticationFailed,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PermissionDenied,
+    QwenASGIError,
+    UnsupportedMediaType,
+    UpstreamError,
+)
+from qwen_asgi.exchange import Exchange
+from qwen_asgi.http import JSON, RawHeaders, Response, header, read_body
+from qwen_asgi.ids import IdSource
+from qwen_asgi.paths import own_paths
+from qwen_asgi.relay import relay
+from qwen_asgi.request_log import printable
+from qwen_asgi.settings import Settings
+from qwen_asgi.transports import Transport
+from qwen_asgi.transports.httpx import HttpxTransport
+from qwen_asgi.upstreams.call import HTTPUpstream, Timeouts
+from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+"""Answered to nobody when the client left first: some hosts fail where no response comes."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+_MODEL_PATH = "/v1/models/"
+
+
+@dataclass(slots=True)
+class _Call:
+    """One HTTP request on its way through the gateway."""
+
+    scope: Scope
+    receive: Receive
+    response: Response
+    id: str
+    path: str = ""
+    principal: Principal = field(default=ANYBODY)
+
+
+_Endpoint = Callable[["_Call"], Awaitable[None]]
+
+
+class Gateway:
+    """An OpenAI-compatible API over a Qwen upstream, as an ASGI app.
+
+        Starlette(routes=[Mount("/qwen", app=Gateway(Settings(api_key="...")))])
+
+    Making one opens nothing and reads nothing; connections are opened when the first request needs
+    them, for each event loop, so it works where nobody runs its lifespan. Any number of gateways
+    with different settings live in one process.
+
+    What is given is used and never closed: `http_client`, any `httpx.AsyncClient`, or `transport`.
+    `authenticate` says whom a request is from; without it, and without `client_keys` in the
+    settings, everybody is let in, with a warning unless `authenticate=anonymous` says that this is
+    meant. Raises ValueError where two of these contradict each other.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        transport: Transport | None = None,
+        http_client: httpx.AsyncClient | None = None,
+        authenticate: Authenticate | None = None,
+    ) -> None:
+        self.settings = settings = settings or Settings()
+        if transport is not None and http_client is not None:
+            raise ValueError("give either transport or http_client: the one would hide the other")
+        if authenticate is not None and settings.client_keys:
+            raise ValueError("give either authenticate or client_keys: each decides who is let in")
+        self._owned = transport is None
+        self._transport = transport or HttpxTransport(
+            http_client,
+            max_connections=settings.max_connections,
+            connect_timeout=settings.connect_timeout,
+        )
+        self._authenticate = _who_is_let_in(settings, authenticate)
+        self._api = OpenAIChat()
+        self._catalog = _catalog(settings, self._transport)
+        self._ids = IdSource()
+        self._routes: dict[str, dict[str, _Endpoint]] = {
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/models": {"GET": self._models},
+            _MODEL_PATH: {"GET": self._model},
+        }
+        self._has_lifespan = False
+        self._is_to_be_closed = transport is None and http_client is None
+        self._advised = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            # Before it is accepted, a close is a refusal of the handshake.
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Open and close with a host: `FastAPI(lifespan=gateway.lifespan)`.
+
+        With a lifespan of the host's own: `combine_lifespans(gateway.lifespan, own)`.
+        """
+        self._has_lifespan = True
+        self._advise()
+        try:
+            yield
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop. A later request opens new ones."""
+        if self._owned:
+            await self._transport.aclose()
+
+    # One request, from outside to inside: id, errors, route, client, endpoint.
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._advised:
+            self._advise()
+        id = self._request_id(scope)
+        response = Response(send, [(b"x-request-id", id.encode("ascii"))])
+        call = _Call(scope, receive, response, id)
+        try:
+            endpoint = await self._endpoint(call)
+            await endpoint(call)
+        except ClientLeft:
+            await _answer_nobody(response)
+        except QwenASGIError as error:
+            await self._refuse(call, error)
+        except HTTPException as exc:
+            response.headers += _raw(exc.headers or {})
+            await self._refuse(call, _as_ours(exc), exc.status_code)
+        except Exception:
+            logger.exception("a bug ended request %s", id)
+            await self._refuse(call, InternalError(f"an internal error ended request {id}"))
+
+    async def _endpoint(self, call: _Call) -> _Endpoint:
+        """Return what answers the request.
+
+        Raises NotFound, MethodNotAllowed, AuthenticationFailed.
+        """
+        methods = self._route(call)
+        method = "GET" if call.scope["method"] == "HEAD" else call.scope["method"]
+        if method == "OPTIONS" and methods:
+            # A preflight carries no credential: it is answered before one is asked for.
+            return self._options
+        call.principal = await self._identify(call)
+        if not methods:
+            raise NotFound(
+                f"there is no {printable(call.path, 200)} here; "
+                "there are /v1/chat/completions and /v1/models"
+            )
+        if method not in methods:
+            allow = _allow(methods)
+            raise MethodNotAllowed(f"{call.path} takes {allow} only", allow)
+        return methods[method]
+
+    def _route(self, call: _Call) -> dict[str, _Endpoint]:
+        """Return the endpoints of the request's path by method; none for an unknown path."""
+        for path in own_paths(call.scope):
+            call.path = call.path or path
+            key = _MODEL_PATH if path.startswith(_MODEL_PATH) else path
+            if key in self._routes:
+                call.path = path
+                return self._routes[key]
+        return {}
+
+    async def _identify(self, call: _Call) -> Principal:
+        if self._authenticate is anonymous:
+            return ANYBODY
+        return await identify(self._authenticate, Request(call.scope))
+
+    # The endpoints.
+
+    async def _chat(self, call: _Call) -> None:
+        exchange = Exchange(request_id=call.id, client=call.principal.name)
+        try:
+            _check_content_type(call.scope)
+            body = await read_body(call.scope, call.receive, self.settings.max_body)
+            if self.settings.log_bodies:
+                logger.info("request %s: %s", call.id, printable(body))
+            chat = self._api.read(body)
+            async with ClientWatch(call.receive) as watch:
+                upstream = await self._catalog.resolve(chat.model)
+                exchange.model, exchange.stream = chat.model, chat.stream
+                await relay(
+                    chat,
+                    upstream,
+                    self._api,
+                    watch,
+                    call.response,
+                    exchange,
+                    heartbeat=self.settings.heartbeat,
+                )
+        except ClientLeft:
+            exchange.end, exchange.status = "client_left", CLIENT_CLOSED_REQUEST
+            raise
+        except QwenASGIError as error:
+            exchange.failed(error)
+            exchange.status = error.status
+            raise
+        except Exception:
+            exchange.failed(InternalError(""))
+            exchange.status = InternalError.status
+            raise
+        finally:
+            exchange.log()
+
+    async def _models(self, call: _Call) -> None:
+        async with ClientWatch(call.receive) as watch:
+            document = await self._catalog.document()
+            watch.stop()
+            await self._document(call, document)
+
+    async def _model(self, call: _Call) -> None:
+        model = call.path.removeprefix(_MODEL_PATH)
+        async with ClientWatch(call.receive) as watch:
+            document = await self._catalog.model_document(model)
+            watch.stop()
+            await self._document(call, document)
+
+    async def _options(self, call: _Call) -> None:
+        methods = self._route(call)
+        allow = (b"allow", _allow(methods).encode("ascii"))
+        await call.response.start(204, [allow])
+        await call.response.end(b"")
+
+    async def _document(self, call: _Call, body: bytes) -> None:
+        await call.response.whole(200, body, [JSON], head=call.scope["method"] == "HEAD")
+
+    # Errors, rendered here and nowhere else.
+
+    async def _refuse(self, call: _Call, error: QwenASGIError, status: int | None = None) -> None:
+        if isinstance(error, UpstreamError):
+            logger.warning("request %s: upstream: %s (%s)", call.id, error.message, error.code)
+        if call.response.started:
+            return
+        with suppress(ClientLeft):
+            await call.response.whole(
+                status or error.status,
+                self._api.error(error),
+                [JSON, *_raw(error.headers)],
+                head=call.scope["method"] == "HEAD",
+            )
+
+    # Life.
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        """Run alone: the server's own lifespan is ours."""
+        await receive()
+        async with self.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _advise(self) -> None:
+        """Say once what a host may have forgotten."""
+        if self._advised:
+            return
+        self._advised = True
+        if self._authenticate is _everybody:
+            logger.warning(
+                "this gateway lets everybody in: it has neither client keys (QWEN_CLIENT_KEYS) nor "
+                "authenticate=. The dependencies= of a FastAPI app do not reach what is mounted in "
+                "it. authenticate=anonymous says that this is meant."
+            )
+        if not self._has_lifespan and self._is_to_be_closed:
+            logger.warning(
+                "nobody runs this gateway's lifespan, so its connections are not closed when the "
+                "host stops; add lifespan=gateway.lifespan to the host app"
+            )
+
+    def _request_id(self, scope: Scope) -> str:
+        given = header(scope, b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"req-{self._ids.next()}"
+
+
+def _everybody(request: Request) -> Principal:
+    """As `anonymous`, where nobody said that it is meant."""
+    return ANYBODY
+
+
+def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Authenticate:
+    if authenticate is not None:
+        return authenticate
+    if settings.client_keys:
+        return ClientKeys(key.get_secret_value() for key in settings.client_keys)
+    return _everybody
+
+
+def _catalog(settings: Settings, transport: Transport) -> Catalog:
+    key = settings.api_key
+    dialect = QwenWebV1(
+        settings.base_url,
+        "" if key is None else key.get_secret_value(),
+        incremental=settings.incremental,
+        headers=settings.headers,
+    )
+    timeouts = Timeouts(
+        first=settings.first_timeout, idle=settings.idle_timeout, total=settings.total_timeout
+    )
+    upstream = HTTPUpstream(dialect, transport, timeouts)
+    if settings.models == "upstream":
+        return Catalog(upstream, read=upstream.models)
+    return Catalog(upstream, settings.models)
+
+
+def _check_content_type(scope: Scope) -> None:
+    """A page of any origin may have a browser send text, but JSON only with the host's consent."""
+    given = header(scope, b"content-type")
+    if given is None:
+        return
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaType(
+            f"the request's body should be JSON, sent as 'content-type: application/json', not "
+            f"{printable(kind, 100)}"
+        )
+
+
+def _allow(methods: dict[str, _Endpoint]) -> str:
+    names = ["HEAD"] if "GET" in methods else []
+    return ", ".join([*methods, *names, "OPTIONS"])
+
+
+def _raw(headers: Mapping[str, str]) -> RawHeaders:
+    return [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+
+
+def _as_ours(exc: HTTPException) -> QwenASGIError:
+    """Return what a host's `authenticate` raised, in our own terms; its status is kept."""
+    message = str(exc.detail)
+    match exc.status_code:
+        case 401:
+            return AuthenticationFailed(message)
+        case 403:
+            return PermissionDenied(message)
+        case _:
+            return InvalidRequest(message)
+
+
+async def _answer_nobody(response: Response) -> None:
+    if response.started:
+        return
+    with suppress(ClientLeft):
+        await response.whole(CLIENT_CLOSED_REQUEST, b"", [])

@@ -1,0 +1,67 @@
+"""Noticing that a client has left, at once and under every server and host."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive
+
+
+class ClientLeft(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class ClientWatch:
+    """Cancels what runs inside it when the client leaves, and raises ClientLeft in its place.
+
+        async with ClientWatch(receive):
+            ...
+
+    From here on one task owns `receive()` and nobody else may call it. A pending `receive()` is the
+    only way that works everywhere: polling `is_disconnected()` sees nothing under a
+    `BaseHTTPMiddleware`, and `send` says nothing under most servers.
+
+    It cancels its own task and takes that back by the counting that `asyncio.timeout` uses, so a
+    cancellation by the host passes through untouched.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._watcher = asyncio.create_task(self._watch(), name="qwen_asgi client watch")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._watcher.cancel()
+        if not self._left:
+            return
+        by_others = self._task.uncancel() > self._cancelling
+        if exc_type is not None and not by_others:
+            raise ClientLeft from exc
+
+    def stop(self) -> None:
+        """Watch no longer: the last piece is about to go out, and servers report a response that
+        is complete as a client that has left."""
+        self._watcher.cancel()
+
+    async def _watch(self) -> None:
+        # Whatever a server raises here, its client is gone.
+        with suppress(Exception):
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        self._left = True
+        self._task.cancel()

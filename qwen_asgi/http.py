@@ -1,0 +1,207 @@
+"""The HTTP of ASGI: a request's body in, whole and streamed responses out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from starlette.types import Message, Receive, Scope, Send
+
+from qwen_asgi import sse
+from qwen_asgi.disconnect import ClientLeft
+from qwen_asgi.errors import RequestTooLarge
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM: RawHeaders = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx and its kin hold a response back unless they are told not to.
+    (b"x-accel-buffering", b"no"),
+]
+
+LINGER_BYTES = 64 * 1024 * 1024
+LINGER_SECONDS = 5.0
+"""How much of a body that is too long is still taken, so that its client can read the refusal: a
+client that is cut off while it sends sees a broken connection and no answer."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of that lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the request's body. Raises RequestTooLarge over `limit` bytes, and ClientLeft."""
+    length = header(scope, b"content-length") or ""
+    too_large = RequestTooLarge(
+        f"the request's body is longer than {limit} bytes (QWEN_MAX_BODY); send less"
+    )
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        # A client that waits for "100 Continue" has sent nothing yet, and need not.
+        if header(scope, b"expect") is None:
+            await _linger(receive)
+        raise too_large
+    first, more = await _receive_part(receive)
+    if not more:
+        if len(first) > limit:
+            raise too_large
+        return first
+    body = bytearray(first)
+    while more:
+        if len(body) > limit:
+            await _linger(receive)
+            raise too_large
+        part, more = await _receive_part(receive)
+        body += part
+    if len(body) > limit:
+        raise too_large
+    return bytes(body)
+
+
+async def _receive_part(receive: Receive) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _linger(receive: Receive) -> None:
+    taken = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            more = True
+            while more and taken < LINGER_BYTES:
+                part, more = await _receive_part(receive)
+                taken += len(part)
+
+
+class Response:
+    """One response to one request: sent whole, or streamed with `start`, `write` and `end`."""
+
+    def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self._send = send
+        self.headers: RawHeaders = list(headers)
+        """Sent with whatever response comes; add to it until then."""
+        self.started = False
+
+    async def whole(
+        self,
+        status: int,
+        body: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        head: bool = False,
+    ) -> None:
+        """Send a response that is known in full; to a HEAD request all of it but the body."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.start(status, [*headers, length])
+        await self.end(b"" if head else body)
+
+    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._deliver(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, *self.headers],
+            }
+        )
+
+    async def write(self, data: bytes) -> None:
+        await self._deliver({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes) -> None:
+        await self._deliver({"type": "http.response.body", "body": data})
+
+    async def _deliver(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError as exc:
+            # So servers of ASGI 2.4 and later say that the client is gone.
+            raise ClientLeft from exc
+
+
+class EventStream:
+    """A streamed response of server-sent events, kept open through silence.
+
+    The response starts with the first event, so that an error before it still has a status of its
+    own; or with the first heartbeat, because the connection would not survive a longer silence.
+    Comments go out between events only, from a timer that never touches a pending read.
+    """
+
+    def __init__(
+        self, response: Response, heartbeat: float, headers: Callable[[], RawHeaders]
+    ) -> None:
+        """`heartbeat` is the silence, in seconds, that a comment breaks; 0 for never. `headers` are
+        asked for when the response starts."""
+        self._response = response
+        self._headers = headers
+        self._heartbeat = heartbeat
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._writing = False
+        self._ping: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(heartbeat, self._tick) if heartbeat else None
+
+    @property
+    def started(self) -> bool:
+        return self._response.started
+
+    async def write(self, events: bytes) -> None:
+        """Send whole events at once."""
+        await self._deliver(events, last=False)
+
+    async def end(self, events: bytes) -> None:
+        """Send the last events."""
+        await self._deliver(events, last=True)
+
+    def close(self) -> None:
+        """Stop the heartbeat; for every way out."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ping is not None:
+            self._ping.cancel()
+
+    async def _deliver(self, events: bytes, last: bool) -> None:
+        self._writing = True
+        if self._ping is not None:
+            await self._ping
+            self._ping = None
+        await self._begin()
+        if last:
+            await self._response.end(events)
+        else:
+            await self._response.write(events)
+        self._last = self._loop.time()
+        self._writing = last
+
+    async def _begin(self) -> None:
+        if not self._response.started:
+            await self._response.start(200, [*EVENT_STREAM, *self._headers()])
+
+    def _tick(self) -> None:
+        silence = self._loop.time() - self._last
+        if self._writing:
+            # The client is slow and not the upstream: it has enough to read.
+            wait = self._heartbeat
+        elif silence < self._heartbeat:
+            # One timer serves the whole stream: it is moved only when it goes off.
+            wait = self._heartbeat - silence
+        else:
+            if self._ping is None or self._ping.done():
+                self._ping = self._loop.create_task(self._beat(), name="qwen_asgi heartbeat")
+            wait = self._heartbeat
+        self._timer = self._loop.call_later(wait, self._tick)
+
+    async def _beat(self) -> None:
+        # Should the client have left, the watch on it ends the request.
+        with suppress(ClientLeft):
+            await self._begin()
+            await self._response.write(sse.COMMENT)
+        self._last = self._loop.time()

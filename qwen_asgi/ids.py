@@ -1,0 +1,38 @@
+"""Names for answers, requests and conversations."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+
+
+class IdSource:
+    """Short unique names: a random prefix of the process and a counter.
+
+    Unique across workers and restarts, and cheaper than a UUID for each; not for what must not be
+    guessed. A forked worker draws a prefix of its own.
+    """
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._prefix = ""
+        self._count = count()
+
+    def next(self) -> str:
+        """Return 24 characters of `[0-9a-f]`."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._prefix = os.urandom(8).hex()
+            self._count = count()
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+def fresh_uuids(number: int) -> list[str]:
+    """Return random UUIDs (version 4), made from one read of the system's randomness."""
+    entropy = os.urandom(16 * number).hex()
+    return [_uuid4(entropy[start : start + 32]) for start in range(0, 32 * number, 32)]
+
+
+def _uuid4(digits: str) -> str:
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

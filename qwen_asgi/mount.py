@@ -1,0 +1,64 @@
+"""Ways into a host app, beside mounting the gateway like any other ASGI app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwen_asgi.app import Gateway
+from qwen_asgi.paths import own_paths
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+
+def combine_lifespans(*lifespans: Lifespan) -> Callable[[Any], Any]:
+    """Return one lifespan for a host that has several: entered in order, left in reverse.
+
+        FastAPI(lifespan=combine_lifespans(gateway.lifespan, own))
+
+    What they yield is merged into the host's state, the later over the earlier.
+    """
+
+    @asynccontextmanager
+    async def combined(app: Any) -> AsyncIterator[dict[str, Any]]:
+        state: dict[str, Any] = {}
+        async with AsyncExitStack() as stack:
+            for lifespan in lifespans:
+                yielded: Mapping[str, Any] | None = await stack.enter_async_context(lifespan(app))
+                state.update(yielded or {})
+            yield state
+
+    return combined
+
+
+class GatewayMiddleware:
+    """Answers what is below `path` with the gateway, and leaves the rest to the host.
+
+        app.add_middleware(GatewayMiddleware, gateway=gateway, path="/qwen")
+
+    It opens and closes the gateway with the host's lifespan. What stands before it in the host's
+    list of middleware applies to the gateway too.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway, path: str = "/qwen") -> None:
+        if not path.startswith("/") or path.endswith("/"):
+            raise ValueError(f"path should start with a slash and not end with one, not {path!r}")
+        self.app = app
+        self.gateway = gateway
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            async with self.gateway.lifespan():
+                await self.app(scope, receive, send)
+        elif scope["type"] in ("http", "websocket") and self._is_below(scope):
+            inner = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + self.path}
+            await self.gateway(inner, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_below(self, scope: Scope) -> bool:
+        return any(f"{path}/".startswith(f"{self.path}/") for path in own_paths(scope))

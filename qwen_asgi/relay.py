@@ -1,0 +1,103 @@
+"""One chat's journey: open the upstream, then fold its events into one body or stream them."""
+
+from __future__ import annotations
+
+import logging
+
+from qwen_asgi.apis import ClientAPI
+from qwen_asgi.chat import ChatRequest, Event, Upstream, fold
+from qwen_asgi.disconnect import ClientLeft, ClientWatch
+from qwen_asgi.errors import InternalError, QwenASGIError
+from qwen_asgi.exchange import Exchange
+from qwen_asgi.http import JSON, EventStream, RawHeaders, Response
+
+logger = logging.getLogger(__name__)
+
+
+async def relay(
+    chat: ChatRequest,
+    upstream: Upstream,
+    api: ClientAPI,
+    watch: ClientWatch,
+    response: Response,
+    exchange: Exchange,
+    *,
+    heartbeat: float,
+) -> None:
+    """Answer `chat` from `upstream`, and note on `exchange` how it went.
+
+    Runs inside `watch`, which ends it and so the upstream call when the client leaves. Raises
+    QwenASGIError while nothing was sent; afterwards an error is the last event of the stream.
+    """
+    if chat.stream:
+        await _stream(chat, upstream, api, response, exchange, watch, heartbeat)
+    else:
+        await _whole(chat, upstream, api, response, exchange, watch)
+
+
+async def _whole(
+    chat: ChatRequest,
+    upstream: Upstream,
+    api: ClientAPI,
+    response: Response,
+    exchange: Exchange,
+    watch: ClientWatch,
+) -> None:
+    events: list[Event] = []
+    async with upstream(chat) as batches:
+        async for batch in batches:
+            exchange.saw_events()
+            events += batch
+        answer = fold(events)
+        exchange.usage = answer.usage
+        watch.stop()
+        await response.whole(200, api.answer(chat, answer), [JSON, *_ignored(chat)])
+        exchange.end = "done"
+
+
+async def _stream(
+    chat: ChatRequest,
+    upstream: Upstream,
+    api: ClientAPI,
+    response: Response,
+    exchange: Exchange,
+    watch: ClientWatch,
+    heartbeat: float,
+) -> None:
+    writer = api.stream(chat)
+    stream = EventStream(response, heartbeat, lambda: _ignored(chat))
+    try:
+        async with upstream(chat) as batches:
+            async for batch in batches:
+                exchange.saw_events()
+                data = writer.write(batch)
+                if data:
+                    await stream.write(data)
+            exchange.usage = writer.usage
+            watch.stop()
+            await stream.end(writer.finish())
+            exchange.end = "done"
+    except QwenASGIError as error:
+        if not stream.started:
+            raise
+        exchange.failed(error)
+        watch.stop()
+        await stream.end(writer.fail(error))
+    except ClientLeft:
+        raise
+    except Exception:
+        if not stream.started:
+            raise
+        logger.exception("a bug ended the stream of request %s", exchange.request_id)
+        bug = InternalError(f"an internal error ended request {exchange.request_id}")
+        exchange.failed(bug)
+        watch.stop()
+        await stream.end(writer.fail(bug))
+    finally:
+        stream.close()
+
+
+def _ignored(chat: ChatRequest) -> RawHeaders:
+    if not chat.notes.ignored:
+        return []
+    return [(b"x-qwen-asgi-ignored", ", ".join(chat.notes.ignored).encode("ascii"))]

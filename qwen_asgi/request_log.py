@@ -1,0 +1,25 @@
+"""A client's words as one line of a log: short, and with nothing in it that could forge a line."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 8192
+"""Characters of a body that are shown."""
+
+_DATA_URL = re.compile(r"(data:[\w/+.;=-]{1,100},)[A-Za-z0-9+/=%_-]{64,}")
+
+
+def printable(text: bytes | str, longest: int = LONGEST) -> str:
+    """Return `text` with data URLs shortened, control characters escaped, and cut to `longest`."""
+    if isinstance(text, bytes):
+        # A picture may stand in the way of what matters, so more is read than shown.
+        text = text[: 64 * longest].decode("utf-8", "backslashreplace")
+    text = _DATA_URL.sub(r"\1…", text)
+    if len(text) > longest:
+        text = f"{text[:longest]}… ({len(text)} characters)"
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

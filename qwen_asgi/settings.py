@@ -1,0 +1,254 @@
+"""What can be set, and the one place that reads the environment.
+
+Times are in seconds, sizes in bytes. A `Settings` is made once and never changes; two gateways with
+different settings live in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+SEED_MODELS = (
+    "qwen-max-latest",
+    "qwen2.5-14b-instruct-1m",
+    "qvq-72b-preview",
+    "qwen-plus-latest",
+    "qwen2.5-vl-72b-instruct",
+)
+
+ENVIRONMENT = {
+    "QWEN_API_KEY": "api_key",
+    "QWEN_UPSTREAM": "upstream",
+    "QWEN_BASE_URL": "base_url",
+    "QWEN_MODELS": "models",
+    "QWEN_INCREMENTAL": "incremental",
+    "QWEN_HEADERS": "headers",
+    "QWEN_CLIENT_KEYS": "client_keys",
+    "QWEN_CONNECT_TIMEOUT": "connect_timeout",
+    "QWEN_FIRST_TIMEOUT": "first_timeout",
+    "QWEN_IDLE_TIMEOUT": "idle_timeout",
+    "QWEN_TOTAL_TIMEOUT": "total_timeout",
+    "QWEN_MAX_CONNECTIONS": "max_connections",
+    "QWEN_MAX_BODY": "max_body",
+    "QWEN_HEARTBEAT": "heartbeat",
+    "QWEN_LOG_FILE": "log_file",
+    "QWEN_LOG_LEVEL": "log_level",
+    "QWEN_LOG_BODIES": "log_bodies",
+    "QWEN_CORS_ORIGINS": "cors_origins",
+}
+"""Variable to field: the whole of what `Settings.from_env` reads."""
+
+_LISTS = {"client_keys", "cors_origins", "models"}
+_SECRETS = {"api_key", "client_keys", "headers"}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*[\x21-\x7e\x80-\xff])?")
+_FRAMING_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "upgrade"}
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message says which, and what would be right."""
+
+
+class Settings(BaseModel):
+    """Everything that one gateway is told. Raises SettingsError when a value is wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: SecretStr | None = None
+    """The credential for the upstream; an upstream that asks for none works without."""
+    upstream: Literal["qwen-web-v1"] = "qwen-web-v1"
+    """The dialect that the upstream speaks."""
+    base_url: str = "https://chat.qwenlm.ai"
+    """The upstream's origin, to which the dialect adds its paths."""
+    models: (
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | Literal["upstream"]
+    ) = SEED_MODELS
+    """The models that clients may name; `upstream` reads them from the upstream."""
+    incremental: bool = True
+    """True asks the upstream for new pieces only; False reads the whole text so far."""
+    headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Request headers for the upstream, that replace or extend the dialect's own."""
+
+    client_keys: tuple[SecretStr, ...] = ()
+    """Keys, one of which a client must send as a bearer token."""
+
+    connect_timeout: Seconds = 10.0
+    """Longest wait for a connection to the upstream."""
+    first_timeout: Seconds = 120.0
+    """Longest wait for the answer's first event."""
+    idle_timeout: Seconds = 60.0
+    """Longest silence within an answer."""
+    total_timeout: Seconds | None = None
+    """Longest life of one answer; None for no end."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Upstream calls that may be open at once; further ones wait, `connect_timeout` at most."""
+
+    max_body: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    """Longest request body, in bytes."""
+    heartbeat: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 15.0
+    """Silence after which a streamed answer gets a comment; 0 for never."""
+
+    log_bodies: bool = False
+    """Whether each request's body is logged, at INFO. The standalone program turns it on."""
+    log_file: Path | None = Path("chat_api.log")
+    """Standalone only: where the log goes beside the console; None (in the environment: `-`) for
+    the console alone."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Standalone only."""
+    cors_origins: tuple[str, ...] = ()
+    """Standalone only: web origins that browsers may call from; `*` for any."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as exc:
+            raise SettingsError(_explanation(exc)) from None
+
+    @field_validator("base_url")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError:
+            parts = urlsplit("")
+            port = None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError("should be an address such as https://chat.qwenlm.ai")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("should hold no user, query or fragment; the credential is api_key")
+        if not value.isascii() or any(c.isspace() for c in value):
+            raise ValueError("should be plain ASCII without blanks")
+        return value.rstrip("/")
+
+    @field_validator("headers")
+    @classmethod
+    def _plain_headers(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING_HEADERS:
+                raise ValueError(f"{name!r} is not a header that can be set")
+            if not _HEADER_VALUE.fullmatch(text):
+                raise ValueError(f"the value of {name!r} should be one line of text")
+        return {name.lower(): text for name, text in value.items()}
+
+    @field_validator("api_key")
+    @classmethod
+    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("should be printable ASCII without blanks")
+        return value
+
+    @field_validator("client_keys")
+    @classmethod
+    def _no_empty_key(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not key.get_secret_value().strip() for key in value):
+            raise ValueError("should hold no empty key")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _some_model(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not value:
+            raise ValueError("should name at least one model")
+        return value if isinstance(value, str) else tuple(dict.fromkeys(value))
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        env_file: str | Path | None = None,
+        **defaults: Any,
+    ) -> Self:
+        """Read the `QWEN_*` variables; empty ones count as not set.
+
+        `environ` is the process's environment unless given; a variable in it goes before one in
+        `env_file`, a file of `NAME=value` lines that is read only when named here. `defaults` are
+        settings for what neither holds. Raises SettingsError, naming the variable.
+        """
+        variables = dict(dotenv_values(env_file)) if env_file is not None else {}
+        variables.update(os.environ if environ is None else environ)
+        values: dict[str, Any] = dict(defaults)
+        for variable, field in ENVIRONMENT.items():
+            text = (variables.get(variable) or "").strip()
+            if text:
+                values[field] = _parse(field, text)
+                if values[field] == ():
+                    raise SettingsError(f"{variable}: should hold something between its commas")
+        try:
+            return cls(**values)
+        except SettingsError as exc:
+            raise SettingsError(_in_variables(str(exc))) from None
+
+
+def _parse(field: str, text: str) -> Any:
+    """Return a variable's text as what the field takes; pydantic reads numbers and booleans."""
+    if field == "models" and text == "upstream":
+        return text
+    if field in _LISTS:
+        return tuple(item for item in (part.strip() for part in text.split(",")) if item)
+    if field == "headers":
+        return _parse_headers(text)
+    if field == "total_timeout" and text.lower() == "none":
+        return None
+    if field == "log_file" and text == "-":
+        return None
+    if field == "log_level":
+        return text.upper()
+    return text
+
+
+def _parse_headers(text: str) -> Any:
+    """Return `name: value` lines, or a JSON object, as a mapping."""
+    if text.startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    lines = [line.partition(":") for line in text.splitlines() if line.strip()]
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _explanation(exc: ValidationError) -> str:
+    lines = []
+    for error in exc.errors(include_url=False, include_context=False):
+        field = str(error["loc"][0]) if error["loc"] else "settings"
+        message = error["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        given = f", not {error['input']!r}" if _may_be_shown(field, error["input"]) else ""
+        lines.append(f"{field}: {message}{given}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _may_be_shown(field: str, value: object) -> bool:
+    """A secret is not shown, nor what may be one: a misspelt `apikey`, an address's password."""
+    return field in Settings.model_fields and field not in _SECRETS and "@" not in str(value)
+
+
+def _in_variables(message: str) -> str:
+    for variable, field in ENVIRONMENT.items():
+        message = re.sub(rf"(^|; ){field}: ", rf"\g<1>{variable}: ", message)
+    return message

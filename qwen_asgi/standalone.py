@@ -1,0 +1,208 @@
+"""The gateway as a program of its own.
+
+    uvicorn qwen_asgi.standalone:app --host 0.0.0.0 --port 8008
+    qwen-asgi --demo
+
+Here, and only here, `.env` is read and logging is set up; not when this module is imported, but
+when `app` is asked for or the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from qwen_asgi.app import Gateway
+from qwen_asgi.authentication import anonymous
+from qwen_asgi.log_file import BACKUPS, MAX_BYTES, SharedRotatingFileHandler
+from qwen_asgi.settings import Settings, SettingsError
+
+LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
+MISSING_KEY = (
+    "QWEN_API_KEY is not set: put the line QWEN_API_KEY=... into a file .env in this folder, or "
+    "set it in the environment; qwen-asgi --demo runs without one"
+)
+DEMO_PACE = 0.03
+"""Seconds between two pieces of the demo's answers."""
+
+logger = logging.getLogger(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when a server asks for it, so that importing this module does nothing."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = load_settings()
+    configure_logging(settings, "qwen_asgi")
+    if not settings.client_keys:
+        logger.warning(
+            "no client keys are set (QWEN_CLIENT_KEYS): whoever reaches this port uses the "
+            "upstream's credential; that is right only if it listens on this machine alone"
+        )
+    app = globals()["app"] = build(settings)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `qwen-asgi` command."""
+    options = _parser().parse_args(arguments)
+    if options.demo:
+        if options.workers > 1:
+            _stop("--demo runs one worker")
+        run_demo(options.host, options.port)
+        return
+    settings = load_settings()
+    configure_logging(settings, "qwen_asgi", "uvicorn")
+    if not settings.client_keys and not _is_loopback(options.host):
+        logger.warning(
+            "listening on %s without client keys: whoever reaches this port uses the upstream's "
+            "credential; set QWEN_CLIENT_KEYS",
+            options.host,
+        )
+    # Several workers each import the app by its name; one is handed it as it is.
+    app = "qwen_asgi.standalone:app" if options.workers > 1 else build(settings)
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        log_config=None,
+        access_log=False,
+    )
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`; end the program with status 2 if they will not do."""
+    env_file = Path(".env")
+    try:
+        settings = Settings.from_env(
+            env_file=env_file if env_file.is_file() else None, log_bodies=True
+        )
+    except SettingsError as exc:
+        _stop(str(exc))
+    if settings.api_key is None:
+        _stop(MISSING_KEY)
+    return settings
+
+
+def build(settings: Settings) -> ASGIApp:
+    """Return the gateway, with the headers that browsers ask for if origins are set."""
+    # That it is open was said before this, in words that fit a program of its own.
+    gateway = Gateway(settings, authenticate=None if settings.client_keys else anonymous)
+    if not settings.cors_origins:
+        return gateway
+    return CORSMiddleware(
+        gateway,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "x-qwen-asgi-ignored", "retry-after"],
+    )
+
+
+def configure_logging(settings: Settings, *names: str) -> None:
+    """Send these loggers to the console and to the log file, in the seed's format."""
+    formatter = logging.Formatter(LOG_FORMAT)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    problem = None
+    if settings.log_file is not None:
+        try:
+            handlers.append(
+                SharedRotatingFileHandler(
+                    settings.log_file,
+                    maxBytes=MAX_BYTES,
+                    backupCount=BACKUPS,
+                    encoding="utf-8",
+                )
+            )
+        except OSError as exc:
+            problem = exc
+    for handler in handlers:
+        handler.setFormatter(formatter)
+    for name in names:
+        named = logging.getLogger(name)
+        named.handlers[:] = handlers
+        named.setLevel(settings.log_level)
+        named.propagate = False
+    if problem is not None:
+        logger.warning("the log goes to the console only (QWEN_LOG_FILE): %s", problem)
+
+
+def run_demo(host: str, port: int) -> None:
+    """Run the gateway against a simulated Qwen, over a real socket in this process."""
+    from qwen_asgi.testing import SimulatedQwen, serve
+
+    key = "demo"
+    with serve(SimulatedQwen(api_key=key, pace=DEMO_PACE)) as upstream:
+        settings = Settings(api_key=key, base_url=upstream, log_bodies=True, log_file=None)
+        configure_logging(settings, "qwen_asgi", "uvicorn")
+        print(_demo_banner(port), file=sys.stderr, flush=True)
+        uvicorn.run(build(settings), host=host, port=port, log_config=None, access_log=False)
+
+
+def _demo_banner(port: int) -> str:
+    url = f"http://localhost:{port}/v1/chat/completions"
+    body = '{"model": "qwen-max-latest", "messages": [{"role": "user", "content": "你好"}]'
+    return f"""\
+A gateway against a simulated Qwen: no key is needed and nothing leaves this machine. In another
+terminal, try
+
+  curl {url} -H 'Content-Type: application/json' -d '{body}}}'
+  curl -N {url} -H 'Content-Type: application/json' -d '{body}, "stream": true}}'
+  curl -N {url} -H 'Content-Type: application/json' \\
+    -d '{body}, "stream": true, "enable_thinking": true}}'
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen-asgi",
+        description="An OpenAI-compatible API over a Qwen upstream. Its settings are read from the "
+        "environment and from .env; QWEN_API_KEY is required.",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=_port, default=8008, help="port to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help="answer from a simulated Qwen; needs no key"
+    )
+    parser.add_argument(
+        "--workers", type=_workers, default=1, help="processes to run (default: %(default)s)"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+
+
+def _workers(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 64:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"workers are a number from 1 to 64, not {text!r}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"qwen-asgi: {message}", file=sys.stderr)
+    raise SystemExit(2)

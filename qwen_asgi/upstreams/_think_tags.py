@@ -1,0 +1,72 @@
+"""Thinking that a model writes into its text, between `<think>` and `</think>`.
+
+Only a tag that opens the answer counts: further on, the tags are words like any other, for an
+answer may be about them. A closing tag without its opener stays text too, since what stood before
+it has been given out by then.
+Source: fact W1-23 and quirk Q-06 of the wire notes.
+"""
+
+from __future__ import annotations
+
+from qwen_asgi.chat import ReasoningDelta, TextDelta
+
+Pieces = list[TextDelta | ReasoningDelta]
+
+OPEN = "<think>"
+CLOSE = "</think>"
+
+LONGEST_INDENT = 64
+"""White space before the opening tag that is waited through, in characters."""
+
+
+class ThinkTags:
+    """Splits an answer's text, piece by piece, into reasoning and text. `close` once at the end."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._split = self._before_answer
+
+    def feed(self, text: str) -> Pieces:
+        """Return what `text` settles; a piece that may be part of a tag is held back."""
+        return self._split(self._held + text) if text else []
+
+    def close(self) -> Pieces:
+        """Return what was held back to the end."""
+        held, self._held = self._held, ""
+        if not held:
+            return []
+        return [ReasoningDelta(held) if self._split == self._in_thinking else TextDelta(held)]
+
+    def _before_answer(self, text: str) -> Pieces:
+        begun = text.lstrip()
+        if begun.startswith(OPEN):
+            self._held = ""
+            self._split = self._in_thinking
+            rest = begun[len(OPEN) :]
+            return self._in_thinking(rest) if rest else []
+        if OPEN.startswith(begun) and len(text) <= LONGEST_INDENT:
+            self._held = text
+            return []
+        return self._in_answer(text)
+
+    def _in_thinking(self, text: str) -> Pieces:
+        thought, closed, answer = text.partition(CLOSE)
+        if not closed:
+            self._held = text[len(text) - _overlap(text, CLOSE) :]
+            thought = text[: len(text) - len(self._held)]
+            return [ReasoningDelta(thought)] if thought else []
+        events: Pieces = [ReasoningDelta(thought)] if thought else []
+        return events + self._in_answer(answer)
+
+    def _in_answer(self, text: str) -> Pieces:
+        self._held = ""
+        self._split = self._in_answer
+        return [TextDelta(text)] if text else []
+
+
+def _overlap(text: str, tag: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `tag`."""
+    for length in range(min(len(tag) - 1, len(text)), 0, -1):
+        if text.endswith(tag[:length]):
+            return length
+    return 0

@@ -1,0 +1,70 @@
+"""Token counts that an upstream repeats and raises from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_asgi.chat import Usage
+
+PROMPT = ("input_tokens", "prompt_tokens")
+COMPLETION = ("output_tokens", "completion_tokens")
+TOTAL = ("total_tokens",)
+
+
+class RunningUsage:
+    """Keeps the last count of each kind; `total` gives the answer's usage.
+
+    Each frame holds the total so far, so counts are replaced and never added; an empty object
+    changes nothing (facts W1-26, quirks Q-50 to Q-52 of the wire notes).
+    """
+
+    def __init__(self) -> None:
+        self._prompt: int | None = None
+        self._completion: int | None = None
+        self._total: int | None = None
+        self._reasoning: int | None = None
+        self._cached: int | None = None
+
+    def update(self, usage: Mapping[str, Any]) -> None:
+        """Take over what `usage` holds; what is missing, null or no count stays as it was."""
+        prompt, completion = _count(usage, PROMPT), _count(usage, COMPLETION)
+        total = _count(usage, TOTAL)
+        if prompt is None and completion is None and total is None:
+            return
+        self._prompt = self._prompt if prompt is None else prompt
+        self._completion = self._completion if completion is None else completion
+        # A total belongs to the counts beside it: one of an earlier frame would contradict them.
+        self._total = total
+        for details in ("output_tokens_details", "completion_tokens_details"):
+            reasoning = _count(usage.get(details), ("reasoning_tokens",))
+            self._reasoning = self._reasoning if reasoning is None else reasoning
+        for details in ("input_tokens_details", "prompt_tokens_details"):
+            cached = _count(usage.get(details), ("cached_tokens",))
+            self._cached = self._cached if cached is None else cached
+
+    def total(self) -> Usage | None:
+        """Return the whole answer's usage, or None where it was not told or not told in full.
+
+        Of prompt, completion and total, one may be missing: it follows from the other two.
+        """
+        prompt, completion, total = self._prompt, self._completion, self._total
+        if prompt is None and completion is not None and total is not None:
+            prompt = total - completion
+        if completion is None and prompt is not None and total is not None:
+            completion = total - prompt
+        if prompt is None or completion is None or prompt < 0 or completion < 0:
+            return None
+        if total is None:
+            total = prompt + completion
+        return Usage(prompt, completion, total, self._reasoning, self._cached)
+
+
+def _count(usage: Any, names: tuple[str, ...]) -> int | None:
+    if not isinstance(usage, Mapping):
+        return None
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None

@@ -1,0 +1,169 @@
+"""How the web chat fails, both generations: mostly with HTTP 200 and a JSON document.
+
+Source: section 7 of the wire notes on the web chat (facts WE-01 to WE-17). A document that is none
+of these is no failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from qwen_asgi.errors import (
+    UpstreamAuthenticationFailed,
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamInvalidResponse,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTruncated,
+)
+from qwen_asgi.upstreams._retry_after import retry_after, seconds
+
+_RATE_CODES = {"ratelimited", "parallellimited", "quotalimited", "quota_limit"}
+_CREDENTIAL_CODES = {"unauthorized", "invalid_token", "forbidden"}
+_BLOCK_SIGNS = ("FAIL_SYS", "RGV587")
+
+BUSY_SECONDS = 5
+"""What a chat that is still answering is given before the next try."""
+
+
+def failure(document: Mapping[str, Any], status: int = 200) -> UpstreamError | None:
+    """Return the error that a JSON document of the upstream means, or None if it means none."""
+    if "ret" in document:
+        return _blocked(document["ret"])
+    if document.get("success") is False:
+        data = document.get("data")
+        return _from_code(data if isinstance(data, Mapping) else document, status)
+    error = document.get("error")
+    if error:
+        return _from_code(error if isinstance(error, Mapping) else {"details": error}, status)
+    code = document.get("code")
+    if isinstance(code, str) and code and not document.get("choices"):
+        return _from_code(document, status)
+    return None
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """Return the error that an answer with a status other than 200 means."""
+    if body.lstrip()[:1] == b"<":
+        return block_page(status)
+    document = read_object(body) or {}
+    error = failure(document, status) or _from_code(document, status)
+    if error.status == 429 and error.retry_after is None:
+        error.retry_after = retry_after(headers)
+    return error
+
+
+def block_page(status: int = 200) -> UpstreamError:
+    """Return the error for a page where data should be. The page itself is shown to nobody."""
+    return UpstreamBlocked(
+        f"the upstream answered with a web page (HTTP {status}) instead of data: its access check "
+        "blocks this gateway"
+    )
+
+
+def read_object(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that `data` is, or None if it is none."""
+    try:
+        document = from_json(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def read_document(body: bytes) -> Mapping[str, Any]:
+    """Return a body's JSON object. Raises UpstreamTruncated or UpstreamInvalidResponse."""
+    try:
+        document = from_json(body)
+    except ValueError as exc:
+        # A refusal may stand in a line of its own before something else (WE-14).
+        document = read_object(body.split(b"\n", 1)[0])
+        if document is None:
+            if "EOF" in str(exc):
+                raise UpstreamTruncated("the upstream's answer broke off") from None
+            raise UpstreamInvalidResponse("the upstream's answer is not JSON") from None
+    if not isinstance(document, dict):
+        raise UpstreamInvalidResponse("the upstream's answer is not a JSON object")
+    return document
+
+
+def _blocked(ret: Any) -> UpstreamError:
+    first = str(ret[0]) if isinstance(ret, list) and ret else ""
+    code = re.split(r"\W", first, maxsplit=1)[0]
+    if any(sign in str(ret) for sign in _BLOCK_SIGNS):
+        return UpstreamBlocked(
+            f"the upstream asks for a human check ({_word(code)}) and blocks this gateway"
+        )
+    return UpstreamInvalidResponse(f"the upstream answered with {_word(code)} instead of data")
+
+
+def _from_code(data: Mapping[str, Any], status: int) -> UpstreamError:
+    """The one table from the upstream's codes and words, and the status, to our errors."""
+    code = data.get("code") if isinstance(data.get("code"), str) else None
+    details = _details(data)
+    name = (code or "").lower()
+    words = details.lower()
+    shown = _word(code) if code else None
+    if status == 429 or name in _RATE_CODES or "quota exceeded" in words:
+        return UpstreamRateLimited(
+            f"the upstream's limit is reached{_said(details)}", code=shown, retry_after=_wait(data)
+        )
+    if "chat is in progress" in words:
+        return UpstreamRateLimited(
+            "the upstream is still answering in this chat", code=shown, retry_after=BUSY_SECONDS
+        )
+    if status in (401, 403) or name in _CREDENTIAL_CODES or "token has expired" in words:
+        return UpstreamAuthenticationFailed(
+            "the upstream does not accept the gateway's credential; its operator must renew "
+            "QWEN_API_KEY"
+        )
+    if "model not found" in words:
+        return UpstreamRefused("the upstream does not know this model", code="model_not_found")
+    if status in (400, 413, 422) or (name == "bad_request" and "internal error" not in words):
+        return UpstreamRefused(f"the upstream refuses this request{_said(details)}", code=shown)
+    shown_status = f" with HTTP {status}" if status != 200 else ""
+    shown_code = f" ({shown})" if shown else ""
+    return UpstreamError(f"the upstream failed{shown_status}{shown_code}{_said(details)}")
+
+
+def _wait(data: Mapping[str, Any]) -> int | None:
+    """`num` counts the hours until the limit is lifted (WE-02)."""
+    hours = data.get("num")
+    if isinstance(hours, int | float) and hours > 0:
+        return seconds(hours * 3600)
+    return None
+
+
+def _details(data: Mapping[str, Any]) -> str:
+    for field in ("details", "message", "detail"):
+        value = data.get(field)
+        if isinstance(value, str):
+            return value
+    return ""
+
+
+def _word(text: str) -> str:
+    """Return an upstream's code as one short plain word."""
+    return re.sub(r"[^\w.\-]", "", text, flags=re.ASCII)[:64] or "unknown"
+
+
+def _said(details: str) -> str:
+    """Return the upstream's own sentence, without what may be an address, a key or a prompt."""
+    plain = re.sub(r"\S*://\S*", "(address)", details[:2000])
+    plain = re.sub(r"[A-Za-z0-9+/=_.\-]{20,}", "(removed)", plain)
+    plain = " ".join("".join(c if c.isprintable() else " " for c in plain).split())
+    if not plain:
+        return ""
+    return f": {plain[:200]}…" if len(plain) > 200 else f": {plain}"
+
+
+def without(secret: str, error: UpstreamError) -> UpstreamError:
+    """Return `error` with the credential struck out, should the upstream have repeated it."""
+    if secret:
+        error.message = error.message.replace(secret, "(removed)")
+        error.code = error.code.replace(secret, "removed") if error.code else None
+    return error

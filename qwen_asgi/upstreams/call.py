@@ -1,0 +1,169 @@
+"""One call of an upstream: dialect and transport put together, with their four deadlines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from qwen_asgi.chat import Batches, ChatRequest, Event
+from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
+from qwen_asgi.transports import Transport, UpstreamResponse
+from qwen_asgi.upstreams import Decoder, Dialect
+
+ERROR_BODY_LIMIT = 64 * 1024
+"""Bytes of an error's body that are read; what matters in it comes first."""
+
+MODELS_BODY_LIMIT = 4 * 1024 * 1024
+
+GRACE = 1.0
+"""Seconds that an answer known to be whole may take to end its stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long to wait for an upstream, in seconds; the transport has the fourth, `connect`."""
+
+    first: float = 120.0
+    """Until the answer's first event."""
+    idle: float = 60.0
+    """Longest silence after it."""
+    total: float | None = None
+    """Longest life of the whole answer; None for no end."""
+
+
+class HTTPUpstream:
+    """An `Upstream` that is reached by HTTP."""
+
+    def __init__(self, dialect: Dialect, transport: Transport, timeouts: Timeouts) -> None:
+        self.dialect = dialect
+        self.transport = transport
+        self.timeouts = timeouts
+
+    @asynccontextmanager
+    async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
+        call = self.dialect.encode(request)
+        clock = _Clock(self.timeouts)
+        async with self.transport.open(call, within=clock.left()) as response:
+            if response.status != 200:
+                raise await self._refusal(response, clock)
+            answer = _Answer(response, self.dialect.decoder(request, response), clock)
+            await answer.begin()
+            yield answer
+            await answer.release()
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that the upstream has. Raises UpstreamError."""
+        clock = _Clock(self.timeouts)
+        call = self.dialect.encode_models()
+        async with self.transport.open(call, within=clock.left()) as response:
+            if response.status != 200:
+                raise await self._refusal(response, clock)
+            body = await _read_up_to(MODELS_BODY_LIMIT, response, clock)
+        return self.dialect.decode_models(body)
+
+    async def _refusal(self, response: UpstreamResponse, clock: _Clock) -> UpstreamError:
+        try:
+            body = await _read_up_to(ERROR_BODY_LIMIT, response, clock)
+        except UpstreamError:
+            # The status is known; an error body that breaks off does not change what it means.
+            body = b""
+        return self.dialect.refusal(response.status, response.headers, body)
+
+
+async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> bytes:
+    body = bytearray()
+    while len(body) < limit:
+        data = await response.read(within=clock.left())
+        if not data:
+            break
+        body += data
+    return bytes(body[:limit])
+
+
+class _Clock:
+    """How long the next wait may be."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        now = time.monotonic()
+        self._idle = timeouts.idle
+        self._first_until: float | None = now + timeouts.first
+        self._total_until = None if timeouts.total is None else now + timeouts.total
+
+    def begun(self) -> None:
+        """The first event is there: from now on it is the silence that counts."""
+        self._first_until = None
+
+    def left(self) -> float:
+        """Return seconds, more than 0. Raises UpstreamTimeout when there are none left."""
+        now = time.monotonic()
+        left = self._idle if self._first_until is None else self._first_until - now
+        if left <= 0:
+            raise UpstreamTimeout("the upstream's first event did not come in time")
+        if self._total_until is not None:
+            left = min(left, self._total_until - now)
+            if left <= 0:
+                raise UpstreamTimeout("the upstream's answer took longer than it may in all")
+        return left
+
+
+class _Answer:
+    """The batches of one answer: `begin`, iterate, then `release` if all went well."""
+
+    def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: _Clock) -> None:
+        self._response = response
+        self._decoder = decoder
+        self._clock = clock
+        self._first: Sequence[Event] = ()
+        self._error: UpstreamError | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first events; raise here, while nothing was sent, if there are none."""
+        self._first = await self._next()
+        if not self._first:
+            raise self._error or UpstreamInvalidResponse("the upstream's answer is empty")
+        self._clock.begun()
+
+    def __aiter__(self) -> _Answer:
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        if self._first:
+            events, self._first = self._first, ()
+            return events
+        events = await self._next()
+        if events:
+            return events
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
+
+    async def release(self) -> None:
+        """Read to the body's end if it is due, so that the connection can be used again."""
+        with suppress(UpstreamError):
+            await self._response.read(within=GRACE)
+
+    async def _next(self) -> Sequence[Event]:
+        """Return the next events; none at the end, or when `_error` says what went wrong."""
+        while not self._decoder.complete and self._error is None:
+            try:
+                events = await self._read()
+            except UpstreamError as error:
+                self._error = error
+                events = self._decoder.flush()
+            if events:
+                return events
+        return ()
+
+    async def _read(self) -> Sequence[Event]:
+        decoder = self._decoder
+        if decoder.ending:
+            try:
+                data = await self._response.read(within=min(GRACE, self._clock.left()))
+            except UpstreamError:
+                # How the connection ends is no longer the answer's matter.
+                data = b""
+        else:
+            data = await self._response.read(within=self._clock.left())
+        return decoder.feed(data) if data else decoder.close()

@@ -1,0 +1,286 @@
+"""The first generation of the Qwen web chat: `POST /api/chat/completions` at `chat.qwenlm.ai`.
+
+It has no published specification. What is written here are the facts W1-* and WE-* of the wire
+notes, read out of public programs and captures from January to May 2025, and the first
+implementation of this service. Whether that site still answers on this path is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from qwen_asgi.chat import ChatRequest, Message, Part
+from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidResponse
+from qwen_asgi.ids import fresh_uuids
+from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
+from qwen_asgi.upstreams import _web_errors
+from qwen_asgi.upstreams._fields import Refused, ignored, refuse
+from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
+
+BASE_URL = "https://chat.qwenlm.ai"
+
+HEADERS = {
+    "accept": "*/*",
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "origin": "https://chat.qwenlm.ai",
+    "referer": "https://chat.qwenlm.ai/c/b01c2449-9e27-47d2-a1d6-4e792a22030c",
+    "user-agent": (
+        "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
+        "Chrome/132.0.0.0 Safari/537.36"
+    ),
+}
+"""The seed's request headers, beside the credential."""
+
+DEFAULT_CHAT_TYPE = "artifacts"
+DEFAULT_SIZE = "960*960"
+"""The seed sends it with its own chat type, on text too."""
+
+TASK_CHAT_TYPES = {"image_edit", "t2i", "t2v"}
+"""Modes that are answered with a task to wait for, and no text (W1-31)."""
+
+_NO_TOOLS = "it only gives text; leave it out"
+
+REFUSED = {
+    "audio": Refused(lambda value: True, "it only gives text; leave it out"),
+    "function_call": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
+    "functions": Refused(bool, _NO_TOOLS),
+    "logprobs": Refused(bool, "it tells no probabilities; set it to false or leave it out"),
+    "modalities": Refused(
+        lambda value: value != ["text"], 'it only gives text; set it to ["text"]'
+    ),
+    "n": Refused(lambda value: value != 1, "it gives one choice; set it to 1 or leave it out"),
+    "response_format": Refused(
+        lambda value: value.get("type") != "text",
+        'it only gives plain text; set it to {"type": "text"} or leave it out',
+    ),
+    "tool_choice": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
+    "tools": Refused(bool, _NO_TOOLS),
+    "web_search_options": Refused(
+        lambda value: True, 'give the last message the chat_type "search" instead'
+    ),
+}
+
+TRANSLATED = {
+    "chat_mode",
+    "chat_type",
+    "enable_thinking",
+    "reasoning_effort",
+    "size",
+    "sub_chat_type",
+    "thinking_budget",
+}
+"""Options that reach the upstream; every other that is not refused is ignored, and named so."""
+
+TRANSLATED_IN_MESSAGES = {"chat_type", "extra", "feature_config"}
+
+
+class QwenWebV1:
+    """The dialect `qwen-web-v1`. `headers` replace the seed's or are added to them."""
+
+    name = "qwen-web-v1"
+
+    def __init__(
+        self,
+        base_url: str = BASE_URL,
+        api_key: str = "",
+        *,
+        incremental: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+        self._incremental = incremental
+        credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {**HEADERS, **credential, **(headers or {})}
+
+    def encode(self, request: ChatRequest) -> UpstreamRequest:
+        refuse(request.options, REFUSED, self.name)
+        body = _body(request, self._incremental)
+        request.notes.ignored = ignored(
+            request.options,
+            request.messages,
+            TRANSLATED | REFUSED.keys(),
+            TRANSLATED_IN_MESSAGES,
+        )
+        return UpstreamRequest(
+            method="POST",
+            url=f"{self._base_url}/api/chat/completions",
+            headers=self._headers,
+            # JSON has no NaN; a client's is sent on as null.
+            body=to_json(body, inf_nan_mode="null"),
+        )
+
+    def decoder(self, request: ChatRequest, response: UpstreamResponse) -> QwenWebV1Decoder:
+        return QwenWebV1Decoder(
+            incremental=self._incremental,
+            ends_by_close=response.ends_by_close,
+            secret=self._api_key,
+        )
+
+    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        return _web_errors.without(self._api_key, _web_errors.refusal(status, headers, body))
+
+    def encode_models(self) -> UpstreamRequest:
+        return UpstreamRequest(
+            method="GET", url=f"{self._base_url}/api/models", headers=self._headers
+        )
+
+    def decode_models(self, body: bytes) -> list[str]:
+        """Fact W1-35: `{data: [{id, ...}]}`."""
+        document = _web_errors.read_document(body)
+        error = _web_errors.failure(document)
+        if error is not None:
+            raise _web_errors.without(self._api_key, error)
+        data = document.get("data")
+        models = data if isinstance(data, list) else []
+        names = [model.get("id") for model in models if isinstance(model, dict)]
+        named = [name for name in names if isinstance(name, str) and name]
+        if not named:
+            raise UpstreamInvalidResponse("the upstream's list of models holds no model")
+        return named
+
+
+def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
+    """Return the document of facts W1-01 to W1-14, with the fields of the first implementation.
+
+    `temperature` and `max_tokens` are as the client gave them; whether they act is not known.
+    """
+    options = request.options
+    default_type = _text_field(options, "chat_type", "chat_type") or DEFAULT_CHAT_TYPE
+    messages = [_message(message, i, default_type) for i, message in enumerate(request.messages)]
+    chat_type = messages[-1]["chat_type"]
+    thinking = _feature_config(options)
+    if thinking is not None:
+        # It is read from the last message only (W1-07).
+        messages[-1].setdefault("feature_config", thinking)
+    session_id, chat_id, message_id = fresh_uuids(3)
+    body: dict[str, Any] = {
+        "stream": request.stream,
+        "chat_type": chat_type,
+        "model": request.model,
+        "messages": messages,
+        "session_id": session_id,
+        "chat_id": chat_id,
+        "id": message_id,
+    }
+    if incremental:
+        body["incremental_output"] = True
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.max_tokens is not None:
+        body["max_tokens"] = request.max_tokens
+    if chat_type == DEFAULT_CHAT_TYPE:
+        body["size"] = DEFAULT_SIZE
+    for field in ("size", "sub_chat_type", "chat_mode"):
+        value = _text_field(options, field, field)
+        if value is not None:
+            body[field] = value
+    return body
+
+
+def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
+    where = f"messages[{index}]"
+    if message.role in ("tool", "function") or message.extra.get("tool_calls"):
+        raise InvalidRequest(
+            f"the upstream {QwenWebV1.name!r} knows no tools; {where} is a tool's call or result",
+            code="unsupported_parameter",
+            param=where,
+        )
+    chat_type = _text_field(message.extra, "chat_type", f"{where}.chat_type") or default_type
+    if chat_type in TASK_CHAT_TYPES:
+        raise InvalidRequest(
+            f"the chat type {chat_type!r} is answered with a picture task, not with text; "
+            'use "artifacts", "t2t" or "search"',
+            code="unsupported_parameter",
+            param=f"{where}.chat_type",
+        )
+    document = {
+        "role": message.role,
+        "content": _content(message, where, chat_type),
+        "chat_type": chat_type,
+        "extra": _object_field(message.extra, "extra", f"{where}.extra") or {},
+    }
+    config = _object_field(message.extra, "feature_config", f"{where}.feature_config")
+    if config is not None:
+        document["feature_config"] = config
+    return document
+
+
+def _content(message: Message, where: str, chat_type: str) -> str | list[dict[str, Any]]:
+    """Return text as one string; text beside pictures as the upstream's own parts (W1-04)."""
+    if isinstance(message.content, str):
+        return message.content
+    if all(part.kind == "text" for part in message.content):
+        return message.text
+    return [
+        {**_part(part, f"{where}.content[{i}]"), "chat_type": chat_type}
+        for i, part in enumerate(message.content)
+    ]
+
+
+def _part(part: Part, where: str) -> dict[str, Any]:
+    if part.kind == "text":
+        return {"type": "text", "text": part.text}
+    return {"type": "image", "image": _image(part, where)}
+
+
+def _image(part: Part, where: str) -> str:
+    """Return the link, or the file id of the upstream's own, that a picture part names."""
+    if part.kind == "image_url":
+        link = part.data.get("image_url")
+        image = link.get("url") if isinstance(link, Mapping) else link
+        if isinstance(image, str) and image.startswith(("https://", "http://")):
+            return image
+        raise InvalidRequest(
+            f"{where}.image_url should be a link (https://...); pictures inside the request are "
+            f"not supported by {QwenWebV1.name!r}",
+            code="unsupported_parameter",
+            param=f"{where}.image_url",
+        )
+    image = part.data.get("image")
+    if part.kind == "image" and isinstance(image, str) and not image.startswith("data:"):
+        return image
+    raise InvalidRequest(
+        f"{where}: the upstream {QwenWebV1.name!r} takes parts of type text and image_url only",
+        code="unsupported_parameter",
+        param=f"{where}.type",
+    )
+
+
+def _feature_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the client's wish to have it think, or not, is said (W1-07); None without one."""
+    wish = options.get("enable_thinking")
+    if wish is not None and not isinstance(wish, bool):
+        raise InvalidRequest("enable_thinking should be true or false", param="enable_thinking")
+    effort = options.get("reasoning_effort")
+    if wish is None and effort is not None:
+        wish = effort != "none"
+    if wish is None:
+        return None
+    config: dict[str, Any] = {"thinking_enabled": wish, "output_schema": "phase"}
+    budget = options.get("thinking_budget")
+    if budget is not None:
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
+            raise InvalidRequest(
+                "thinking_budget should be a whole number of tokens", param="thinking_budget"
+            )
+        config["thinking_budget"] = budget
+    return config
+
+
+def _text_field(fields: Mapping[str, Any], name: str, param: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidRequest(f"{param} should be a string", param=param)
+
+
+def _object_field(fields: Mapping[str, Any], name: str, param: str) -> Mapping[str, Any] | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise InvalidRequest(f"{param} should be an object", param=param)

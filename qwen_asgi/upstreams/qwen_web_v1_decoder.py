@@ -1,0 +1,239 @@
+"""The answers of the first generation of the Qwen web chat, from bytes to events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_asgi import sse
+from qwen_asgi.chat import Event, Extra, Finish, FinishReason, ReasoningDelta, TextDelta
+from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTruncated
+from qwen_asgi.upstreams import _web_errors
+from qwen_asgi.upstreams._snapshots import Contradiction, TextReader
+from qwen_asgi.upstreams._think_tags import ThinkTags
+from qwen_asgi.upstreams._usage import RunningUsage
+
+
+class QwenWebV1Decoder:
+    """The bytes of one answer to events: an event stream, or one JSON document.
+
+    Which of the two it is, its first byte tells and not its label: failures come as JSON under the
+    label of a stream, with HTTP 200. See `upstreams.Decoder` for the order of calls.
+
+    The end is `[DONE]`, or the body's proper end with or without a frame of status `finished`. A
+    body that only the connection's end delimits must have shown one of them if its frames carry
+    phases, for then a cut looks like an end.
+    """
+
+    LONGEST_DOCUMENT = 16 * 1024 * 1024
+
+    def __init__(self, *, incremental: bool, ends_by_close: bool = False, secret: str = "") -> None:
+        self._incremental = incremental
+        self._ends_by_close = ends_by_close
+        self._secret = secret
+        self._frames = sse.Decoder()
+        self._document: bytearray | None = None
+        """The body so far, if it is one JSON document."""
+        self._begun = False
+        self._events: list[Event] = []
+        self._phase = ""
+        self._texts: dict[str, TextReader] = {}
+        self._think_tags = ThinkTags()
+        self._usage = RunningUsage()
+        self._reason: FinishReason = "stop"
+        self._has_text = False
+        self._has_reasoning = False
+        self._finished = False
+        self.complete = False
+
+    @property
+    def ending(self) -> bool:
+        return self._finished and not self.complete
+
+    def feed(self, data: bytes) -> list[Event]:
+        try:
+            self._feed(data)
+        except sse.FrameTooLarge as exc:
+            raise UpstreamInvalidResponse(f"the upstream's answer is too long: {exc}") from exc
+        return self.flush()
+
+    def close(self) -> list[Event]:
+        if not self.complete:
+            if self._document is not None:
+                self._close_document(bytes(self._document))
+            else:
+                self._close_stream()
+        return self.flush()
+
+    def flush(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _feed(self, data: bytes) -> None:
+        if not self._begun:
+            data = data.lstrip()
+            if not data:
+                return
+            self._begun = True
+            if data.startswith(b"<"):
+                raise _web_errors.block_page()
+            if data.startswith((b"{", b"[")):
+                self._document = bytearray()
+        if self._document is not None:
+            self._document += data
+            if len(self._document) > self.LONGEST_DOCUMENT:
+                raise UpstreamInvalidResponse("the upstream's answer is too long for one document")
+            return
+        for frame in self._frames.feed(data):
+            if self.complete:
+                return
+            self._frame(frame)
+
+    def _close_document(self, body: bytes) -> None:
+        document = _web_errors.read_document(body)
+        self._raise_failure(document)
+        inner = document.get("data")
+        if "choices" not in document and isinstance(inner, dict):
+            document = inner
+        if not document.get("choices"):
+            raise UpstreamInvalidResponse("the upstream's answer holds no text")
+        self._chunk(document, "message")
+        self._end()
+
+    def _close_stream(self) -> None:
+        cut = bool(self._frames.tail.strip())
+        frame = self._frames.close()
+        if frame is not None:
+            whole = frame.data.strip()
+            if whole != b"[DONE]" and _web_errors.read_object(whole) is None:
+                self._give_up_held()
+                raise UpstreamTruncated("the upstream's answer broke off inside a frame")
+            self._frame(frame)
+        elif cut:
+            self._give_up_held()
+            raise UpstreamTruncated("the upstream's answer broke off inside a frame")
+        if self.complete:
+            return
+        if self._ends_by_close and self._phase and not self._finished:
+            self._give_up_held()
+            raise UpstreamTruncated("the upstream's answer broke off before its end")
+        self._end()
+
+    def _frame(self, frame: sse.Frame) -> None:
+        data = frame.data.strip()
+        if data == b"[DONE]":
+            self._end()
+            return
+        if data.startswith(b"{"):
+            chunk = _web_errors.read_object(data)
+            if chunk is None:
+                self._give_up_held()
+                raise UpstreamInvalidResponse("a frame of the upstream's answer is not JSON")
+            self._raise_failure(chunk)
+            self._chunk(chunk, "delta")
+        # Other frames are keep-alives; an error is one whatever it says (WE-12).
+        if frame.event == b"error":
+            self._give_up_held()
+            raise UpstreamError("the upstream reports an error within its answer")
+
+    def _raise_failure(self, document: Mapping[str, Any]) -> None:
+        error = _web_errors.failure(document)
+        if error is not None:
+            self._give_up_held()
+            raise _web_errors.without(self._secret, error)
+
+    def _chunk(self, chunk: Mapping[str, Any], key: str) -> None:
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._usage.update(usage)
+        choices = chunk.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        delta = choice.get(key)
+        if isinstance(delta, dict):
+            self._delta(delta)
+        reason = choice.get("finish_reason")
+        if reason in ("length", "content_filter"):
+            self._reason = reason
+
+    def _delta(self, delta: Mapping[str, Any]) -> None:
+        error = delta.get("error")
+        if error:
+            self._raise_failure({"error": error})
+        phase = delta.get("phase")
+        content = delta.get("content")
+        if delta.get("role") == "function" or not _is_of_the_answer(phase):
+            # Search results and other tools' frames are never answer text (W1-25).
+            self._events.append(Extra(_kind(delta), delta))
+            return
+        reasoning = delta.get("reasoning_content")
+        if isinstance(reasoning, str) and reasoning:
+            self._add(ReasoningDelta(reasoning))
+        if phase and phase != self._phase:
+            self._give_up_held()
+            self._phase = phase
+        if isinstance(content, str) and content:
+            self._content(phase or "", content)
+        if delta.get("status") == "finished" and phase in ("answer", None, ""):
+            self._finished = True
+
+    def _content(self, phase: str, content: str) -> None:
+        reader = self._texts.get(phase)
+        if reader is None:
+            reader = self._texts[phase] = TextReader(self._incremental)
+        try:
+            self._text(phase, reader.feed(content))
+        except Contradiction:
+            raise UpstreamInvalidResponse(
+                "the upstream took back text that it had sent, as if it sent pieces; "
+                "QWEN_INCREMENTAL=true reads them"
+            ) from None
+
+    def _text(self, phase: str, text: str) -> None:
+        if not text:
+            return
+        if phase.startswith("think"):
+            self._add(ReasoningDelta(text))
+        elif phase:
+            self._add(TextDelta(text))
+        else:
+            for event in self._think_tags.feed(text):
+                self._add(event)
+
+    def _add(self, event: TextDelta | ReasoningDelta) -> None:
+        if isinstance(event, TextDelta):
+            self._has_text = True
+        else:
+            self._has_reasoning = True
+        self._events.append(event)
+
+    def _give_up_held(self) -> None:
+        """Give out what was held back for a reading that no longer comes."""
+        for phase, reader in self._texts.items():
+            self._text(phase, reader.close())
+        for event in self._think_tags.close():
+            self._add(event)
+
+    def _end(self) -> None:
+        self._give_up_held()
+        if not self._has_text and self._reason != "length":
+            raise UpstreamInvalidResponse(
+                "the upstream ended its answer after the thinking"
+                if self._has_reasoning
+                else "the upstream's answer is empty"
+            )
+        usage = self._usage.total()
+        if usage is not None:
+            self._events.append(usage)
+        self._events.append(Finish(self._reason))
+        self.complete = True
+
+
+def _is_of_the_answer(phase: Any) -> bool:
+    return not phase or phase == "answer" or (isinstance(phase, str) and phase.startswith("think"))
+
+
+def _kind(delta: Mapping[str, Any]) -> str:
+    name = delta.get("name") or delta.get("phase")
+    return name if isinstance(name, str) else "unknown"
