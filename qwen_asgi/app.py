@@ -35,8 +35,10 @@ from qwen_asgi.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     PermissionDenied,
     QwenASGIError,
+    RateLimited,
     UnsupportedMediaType,
     UpstreamError,
 )
@@ -166,8 +168,7 @@ class Gateway:
         except QwenASGIError as error:
             await self._refuse(call, error)
         except HTTPException as exc:
-            response.headers += _raw(exc.headers or {})
-            await self._refuse(call, _as_ours(exc), exc.status_code)
+            await self._refuse(call, _as_ours(exc), exc.status_code, exc.headers)
         except Exception:
             logger.exception("a bug ended request %s", id)
             await self._refuse(call, InternalError(f"an internal error ended request {id}"))
@@ -182,7 +183,8 @@ class Gateway:
         if method == "OPTIONS" and methods:
             # A preflight carries no credential: it is answered before one is asked for.
             return self._options
-        call.principal = await self._identify(call)
+        if method != "OPTIONS":
+            call.principal = await self._identify(call)
         if not methods:
             raise NotFound(
                 f"there is no {printable(call.path, 200)} here; "
@@ -190,7 +192,7 @@ class Gateway:
             )
         if method not in methods:
             allow = _allow(methods)
-            raise MethodNotAllowed(f"{call.path} takes {allow} only", allow)
+            raise MethodNotAllowed(f"{printable(call.path, 200)} takes {allow} only", allow)
         return methods[method]
 
     def _route(self, call: _Call) -> dict[str, _Endpoint]:
@@ -204,7 +206,7 @@ class Gateway:
         return {}
 
     async def _identify(self, call: _Call) -> Principal:
-        if self._authenticate is anonymous:
+        if self._authenticate in (anonymous, _everybody):
             return ANYBODY
         return await identify(self._authenticate, Request(call.scope))
 
@@ -268,7 +270,14 @@ class Gateway:
 
     # Errors, rendered here and nowhere else.
 
-    async def _refuse(self, call: _Call, error: QwenASGIError, status: int | None = None) -> None:
+    async def _refuse(
+        self,
+        call: _Call,
+        error: QwenASGIError,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Answer with `error`; a host's own status and headers go before the error's."""
         if isinstance(error, UpstreamError):
             logger.warning("request %s: upstream: %s (%s)", call.id, error.message, error.code)
         if call.response.started:
@@ -277,7 +286,7 @@ class Gateway:
             await call.response.whole(
                 status or error.status,
                 self._api.error(error),
-                [JSON, *_raw(error.headers)],
+                [JSON, *_raw(error.headers if headers is None else headers)],
                 head=call.scope["method"] == "HEAD",
             )
 
@@ -315,7 +324,7 @@ class Gateway:
         return f"req-{self._ids.next()}"
 
 
-def _everybody(request: Request) -> Principal:
+async def _everybody(request: Request) -> Principal:
     """As `anonymous`, where nobody said that it is meant."""
     return ANYBODY
 
@@ -364,7 +373,10 @@ def _allow(methods: dict[str, _Endpoint]) -> str:
 
 
 def _raw(headers: Mapping[str, str]) -> RawHeaders:
-    return [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+    return [
+        (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+        for name, value in headers.items()
+    ]
 
 
 def _as_ours(exc: HTTPException) -> QwenASGIError:
@@ -375,6 +387,10 @@ def _as_ours(exc: HTTPException) -> QwenASGIError:
             return AuthenticationFailed(message)
         case 403:
             return PermissionDenied(message)
+        case 429:
+            return RateLimited(message)
+        case status if status >= 500:
+            return Overloaded(message)
         case _:
             return InvalidRequest(message)
 

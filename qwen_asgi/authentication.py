@@ -30,7 +30,7 @@ for it may block; it must not read the request's body.
 """
 
 
-def anonymous(request: Request) -> Principal:
+async def anonymous(request: Request) -> Principal:
     """Let everybody in: for `authenticate`, where an open gateway is meant."""
     return ANYBODY
 
@@ -56,8 +56,6 @@ class ClientKeys:
 
 async def identify(authenticate: Authenticate, request: Request) -> Principal:
     """Return whom the request is from. Raises AuthenticationFailed."""
-    if authenticate is anonymous:
-        return ANYBODY
     if _is_async(authenticate):
         found: Any = authenticate(request)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pydantic_core import to_json
 
 from qwen_asgi.chat import Upstream
-from qwen_asgi.errors import ModelNotFound, NoSuchModel, UpstreamError
+from qwen_asgi.errors import ModelNotFound, NoSuchModel, QwenASGIError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Catalog:
         self._names: dict[str, None] = {}
         self._document = b""
         self._fresh_until = 0.0
+        self._reading: asyncio.Task[None] | None = None
         if read is None:
             self._take(names)
 
@@ -65,20 +67,36 @@ class Catalog:
         self._document = to_json({"object": "list", "data": [_entry(n) for n in self._names]})
 
     async def _refresh(self) -> None:
+        """Read the list anew when it is due; wait for that only where there is none to use."""
         if self._read is None or time.monotonic() < self._fresh_until:
             return
-        if self._names:
-            # While one request asks, the others use the old list; so they do for a while if the
-            # upstream cannot tell: an old list serves better than none.
-            self._fresh_until = time.monotonic() + RETRY_SECONDS
+        reading = self._reading
+        loop = asyncio.get_running_loop()
+        if reading is None or reading.done() or reading.get_loop() is not loop:
+            reading = self._reading = loop.create_task(self._reload(), name="qwen_asgi models")
+            reading.add_done_callback(_retrieve)
+        if not self._names:
+            # Others may wait for it too: a client that leaves does not end it.
+            await asyncio.shield(reading)
+
+    async def _reload(self) -> None:
+        assert self._read is not None
         try:
             self._take(await self._read())
-        except UpstreamError as error:
+        except QwenASGIError as error:
             if not self._names:
                 raise
+            # An old list serves better than none.
             logger.warning("the list of models could not be read, the last one stays: %s", error)
+            self._fresh_until = time.monotonic() + RETRY_SECONDS
         else:
             self._fresh_until = time.monotonic() + FRESH_SECONDS
+
+
+def _retrieve(reading: asyncio.Task[None]) -> None:
+    """Those who waited were told of an error; where nobody did, there is nobody to tell."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _entry(model: str) -> dict[str, object]:

@@ -160,32 +160,56 @@ class Answer:
     extras: list[Extra]
 
 
+class Fold:
+    """Puts the events of one answer together as they come: `add` each batch, then `answer`."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Characters of text and thinking so far."""
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tool_calls: dict[int, ToolCall] = {}
+        self._finish_reason: FinishReason = "stop"
+        self._usage: Usage | None = None
+        self._extras: list[Extra] = []
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case TextDelta():
+                    self.size += len(event.text)
+                    self._text.append(event.text)
+                case ReasoningDelta():
+                    self.size += len(event.text)
+                    self._reasoning.append(event.text)
+                case ToolCallDelta():
+                    self.size += len(event.arguments)
+                    call = self._tool_calls.setdefault(event.index, ToolCall("", "", ""))
+                    call.id = event.id or call.id
+                    call.name = event.name or call.name
+                    call.arguments += event.arguments
+                case Finish():
+                    self._finish_reason = event.reason
+                case Usage():
+                    self._usage = event
+                case Extra():
+                    self._extras.append(event)
+                case _:
+                    assert_never(event)
+
+    def answer(self) -> Answer:
+        return Answer(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=[self._tool_calls[index] for index in sorted(self._tool_calls)],
+            finish_reason=self._finish_reason,
+            usage=self._usage,
+            extras=self._extras,
+        )
+
+
 def fold(events: Iterable[Event]) -> Answer:
     """Put the events of one whole answer together."""
-    text: list[str] = []
-    reasoning: list[str] = []
-    tool_calls: dict[int, ToolCall] = {}
-    answer = Answer("", "", [], "stop", None, [])
-    for event in events:
-        match event:
-            case TextDelta():
-                text.append(event.text)
-            case ReasoningDelta():
-                reasoning.append(event.text)
-            case ToolCallDelta():
-                call = tool_calls.setdefault(event.index, ToolCall("", "", ""))
-                call.id = event.id or call.id
-                call.name = event.name or call.name
-                call.arguments += event.arguments
-            case Finish():
-                answer.finish_reason = event.reason
-            case Usage():
-                answer.usage = event
-            case Extra():
-                answer.extras.append(event)
-            case _:
-                assert_never(event)
-    answer.text = "".join(text)
-    answer.reasoning = "".join(reasoning)
-    answer.tool_calls = [tool_calls[index] for index in sorted(tool_calls)]
-    return answer
+    whole = Fold()
+    whole.add(events)
+    return whole.answer()

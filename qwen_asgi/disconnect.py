@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import logging
 from types import TracebackType
 from typing import Self
 
 from starlette.types import Receive
+
+logger = logging.getLogger(__name__)
 
 
 class ClientLeft(Exception):
@@ -59,9 +61,21 @@ class ClientWatch:
         self._watcher.cancel()
 
     async def _watch(self) -> None:
-        # Whatever a server raises here, its client is gone.
-        with suppress(Exception):
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
+        # Not before `__aenter__` is through, whatever the loop's task factory: a running task that
+        # cancels itself could not take it back.
+        await asyncio.sleep(0)
+        bodies = 0
+        try:
+            while (message := await self._receive())["type"] != "http.disconnect":
+                bodies += not message.get("more_body", False)
+                if bodies > 1:
+                    # A host that replays the body, at once and for ever: nothing to learn here.
+                    return
+        except Exception:
+            # A host that lets the body be read once only; its client may well be there.
+            logger.debug(
+                "the host's receive() failed: this client cannot be watched", exc_info=True
+            )
+            return
         self._left = True
         self._task.cancel()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from qwen_asgi.chat import Usage
 from qwen_asgi.errors import QwenASGIError
+from qwen_asgi.request_log import printable
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Exchange:
             "chat %s: client=%s model=%s stream=%s status=%d end=%s first=%s total=%.3fs "
             "prompt_tokens=%s completion_tokens=%s",
             self.request_id,
-            self.client,
+            printable(self.client, 64),
             self.model,
             self.stream,
             self.status,

@@ -42,9 +42,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     too_large = RequestTooLarge(
         f"the request's body is longer than {limit} bytes (QWEN_MAX_BODY); send less"
     )
-    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+    if length.isascii() and length.isdigit() and (announced := int(length[:20])) > limit:
         # A client that waits for "100 Continue" has sent nothing yet, and need not.
-        if header(scope, b"expect") is None:
+        if announced <= LINGER_BYTES and header(scope, b"expect") is None:
             await _linger(receive)
         raise too_large
     first, more = await _receive_part(receive)
@@ -89,6 +89,7 @@ class Response:
         self.headers: RawHeaders = list(headers)
         """Sent with whatever response comes; add to it until then."""
         self.started = False
+        self.ended = False
 
     async def whole(
         self,
@@ -117,6 +118,7 @@ class Response:
         await self._deliver({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes) -> None:
+        self.ended = True
         await self._deliver({"type": "http.response.body", "body": data})
 
     async def _deliver(self, message: Message) -> None:
@@ -152,6 +154,10 @@ class EventStream:
     @property
     def started(self) -> bool:
         return self._response.started
+
+    @property
+    def ended(self) -> bool:
+        return self._response.ended
 
     async def write(self, events: bytes) -> None:
         """Send whole events at once."""

@@ -14,17 +14,18 @@ class IdSource:
     """
 
     def __init__(self) -> None:
-        self._pid = 0
-        self._prefix = ""
-        self._count = count()
+        self._drawn = (0, "", count())
+        """For which process, its prefix, and the numbers behind it: replaced as one, so that
+        threads that both find it to be another process's draw two prefixes and not half of each.
+        """
 
     def next(self) -> str:
         """Return 24 characters of `[0-9a-f]`."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._prefix = os.urandom(8).hex()
-            self._count = count()
-        return f"{self._prefix}{next(self._count):08x}"
+        pid, prefix, numbers = self._drawn
+        if pid != os.getpid():
+            prefix, numbers = os.urandom(8).hex(), count()
+            self._drawn = (os.getpid(), prefix, numbers)
+        return f"{prefix}{next(numbers):08x}"
 
 
 def fresh_uuids(number: int) -> list[str]:

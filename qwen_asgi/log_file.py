@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
+from typing import TextIO
 
 try:
     import fcntl
@@ -19,24 +20,57 @@ BACKUPS = 4
 
 
 class SharedRotatingFileHandler(RotatingFileHandler):
-    """A RotatingFileHandler whose file another process may rotate too.
+    """A UTF-8 log of `backups` + 1 files of `max_bytes` at most, written by several processes.
 
-    Without this, the others write on into the renamed file, and each rotates it once more.
+    RotatingFileHandler counts characters for bytes; and each process that shares its file goes on
+    writing into the renamed one, then rotates once more. So here the size is counted in bytes, and
+    one lock is held from the look at the file until the line stands in it. Raises OSError when the
+    file or its lock, `filename.lock`, cannot be written.
     """
+
+    def __init__(self, filename: str | os.PathLike[str], max_bytes: int, backups: int) -> None:
+        super().__init__(
+            filename,
+            maxBytes=max_bytes,
+            backupCount=backups,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        self._lock_file: TextIO | None = None
+        if fcntl is not None and self._is_a_file():
+            try:
+                self._lock_file = open(f"{self.baseFilename}.lock", "a")  # noqa: SIM115
+            except OSError:
+                self.close()
+                raise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self._alone():
+                super().emit(record)
+        except OSError:
+            self.handleError(record)
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         if self._was_rotated():
             self._reopen()
-        return bool(super().shouldRollover(record))
+        if self.maxBytes <= 0 or not self._is_a_file():
+            return False
+        line = self.format(record) + self.terminator
+        size = os.stat(self.baseFilename).st_size
+        return size > 0 and size + len(line.encode("utf-8", "backslashreplace")) > self.maxBytes
 
-    def doRollover(self) -> None:
-        with self._alone():
-            if self._was_rotated():
-                self._reopen()
-            else:
-                super().doRollover()
+    def close(self) -> None:
+        super().close()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    def _is_a_file(self) -> bool:
+        """Not so for /dev/stdout and the like."""
+        return os.path.isfile(self.baseFilename)
 
     def _was_rotated(self) -> bool:
+        """Whether another process has put a new file in the place of the one that is open here."""
         if self.stream is None:
             return True
         try:
@@ -53,10 +87,15 @@ class SharedRotatingFileHandler(RotatingFileHandler):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of all processes that write this file."""
-        if fcntl is None:
+        """Hold the lock of all processes that write this file.
+
+        It is a lock of the process: one that a forked worker inherited would not keep it out.
+        """
+        if self._lock_file is None or self._lock_file.closed:
             yield
             return
-        with open(f"{self.baseFilename}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(self._lock_file, fcntl.LOCK_EX)
+        try:
             yield
+        finally:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_UN)

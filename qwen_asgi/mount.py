@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen_asgi.app import Gateway
 from qwen_asgi.paths import own_paths
@@ -52,13 +52,24 @@ class GatewayMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            async with self.gateway.lifespan():
-                await self.app(scope, receive, send)
+            await self._with_the_host(scope, receive, send)
         elif scope["type"] in ("http", "websocket") and self._is_below(scope):
             inner = {**scope, "root_path": scope.get("root_path", "").rstrip("/") + self.path}
             await self.gateway(inner, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _with_the_host(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.gateway.lifespan())
+
+            async def closing_first(message: Message) -> None:
+                # Once this is out, a server may stop without waiting for anything else.
+                if message["type"].startswith("lifespan.shutdown."):
+                    await stack.aclose()
+                await send(message)
+
+            await self.app(scope, receive, closing_first)
 
     def _is_below(self, scope: Scope) -> bool:
         return any(f"{path}/".startswith(f"{self.path}/") for path in own_paths(scope))

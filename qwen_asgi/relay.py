@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 
 from qwen_asgi.apis import ClientAPI
-from qwen_asgi.chat import ChatRequest, Event, Upstream, fold
+from qwen_asgi.chat import ChatRequest, Fold, Upstream
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
-from qwen_asgi.errors import InternalError, QwenASGIError
+from qwen_asgi.errors import InternalError, QwenASGIError, UpstreamInvalidResponse
 from qwen_asgi.exchange import Exchange
 from qwen_asgi.http import JSON, EventStream, RawHeaders, Response
 
 logger = logging.getLogger(__name__)
+
+LONGEST_ANSWER = 64 * 1024 * 1024
+"""Characters of an answer that is collected for a client that does not stream."""
 
 
 async def relay(
@@ -43,16 +46,21 @@ async def _whole(
     exchange: Exchange,
     watch: ClientWatch,
 ) -> None:
-    events: list[Event] = []
+    whole = Fold()
     async with upstream(chat) as batches:
         async for batch in batches:
             exchange.saw_events()
-            events += batch
-        answer = fold(events)
-        exchange.usage = answer.usage
-        watch.stop()
-        await response.whole(200, api.answer(chat, answer), [JSON, *_ignored(chat)])
-        exchange.end = "done"
+            whole.add(batch)
+            if whole.size > LONGEST_ANSWER:
+                raise UpstreamInvalidResponse(
+                    f"the upstream's answer is longer than {LONGEST_ANSWER} characters; stream it"
+                )
+    # The upstream is free again before a slow client has taken the answer.
+    answer = whole.answer()
+    exchange.usage = answer.usage
+    watch.stop()
+    await response.whole(200, api.answer(chat, answer), [JSON, *_ignored(chat)])
+    exchange.end = "done"
 
 
 async def _stream(
@@ -73,12 +81,11 @@ async def _stream(
                 data = writer.write(batch)
                 if data:
                     await stream.write(data)
-            exchange.usage = writer.usage
             watch.stop()
             await stream.end(writer.finish())
             exchange.end = "done"
     except QwenASGIError as error:
-        if not stream.started:
+        if stream.ended or not stream.started:
             raise
         exchange.failed(error)
         watch.stop()
@@ -86,7 +93,7 @@ async def _stream(
     except ClientLeft:
         raise
     except Exception:
-        if not stream.started:
+        if stream.ended or not stream.started:
             raise
         logger.exception("a bug ended the stream of request %s", exchange.request_id)
         bug = InternalError(f"an internal error ended request {exchange.request_id}")
@@ -94,6 +101,7 @@ async def _stream(
         watch.stop()
         await stream.end(writer.fail(bug))
     finally:
+        exchange.usage = writer.usage
         stream.close()
 
 

@@ -12,12 +12,13 @@ _DATA_URL = re.compile(r"(data:[\w/+.;=-]{1,100},)[A-Za-z0-9+/=%_-]{64,}")
 
 def printable(text: bytes | str, longest: int = LONGEST) -> str:
     """Return `text` with data URLs shortened, control characters escaped, and cut to `longest`."""
+    length = len(text)
     if isinstance(text, bytes):
         # A picture may stand in the way of what matters, so more is read than shown.
         text = text[: 64 * longest].decode("utf-8", "backslashreplace")
     text = _DATA_URL.sub(r"\1…", text)
     if len(text) > longest:
-        text = f"{text[:longest]}… ({len(text)} characters)"
+        text = f"{text[:longest]}… ({length} in all)"
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 

@@ -19,12 +19,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
 SEED_MODELS = (
     "qwen-max-latest",
@@ -59,7 +60,7 @@ ENVIRONMENT = {
 _LISTS = {"client_keys", "cors_origins", "models"}
 _SECRETS = {"api_key", "client_keys", "headers"}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*[\x21-\x7e\x80-\xff])?")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
 _FRAMING_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "upgrade"}
 
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -107,7 +108,10 @@ class Settings(BaseModel):
     max_body: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Longest request body, in bytes."""
     heartbeat: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 15.0
-    """Silence after which a streamed answer gets a comment; 0 for never."""
+    """Silence after which a streamed answer gets a comment; 0 for never.
+
+    Silence before the first event counts too: then the answer's status, 200, is out, and an error
+    that comes later is the stream's last event."""
 
     log_bodies: bool = False
     """Whether each request's body is logged, at INFO. The standalone program turns it on."""
@@ -148,11 +152,16 @@ class Settings(BaseModel):
     @classmethod
     def _plain_headers(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         for name, text in value.items():
-            if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING_HEADERS:
+            if name.lower() in _FRAMING_HEADERS:
                 raise ValueError(f"{name!r} is not a header that can be set")
-            if not _HEADER_VALUE.fullmatch(text):
-                raise ValueError(f"the value of {name!r} should be one line of text")
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(text):
+                # What stands in the place of a name may be a credential that has none.
+                raise ValueError("should be names of headers, each with one line of text")
         return {name.lower(): text for name, text in value.items()}
+
+    @field_serializer("headers", when_used="json")
+    def _masked_headers(self, value: Mapping[str, str]) -> dict[str, str]:
+        return dict.fromkeys(value, "**********")
 
     @field_validator("api_key")
     @classmethod
@@ -163,9 +172,9 @@ class Settings(BaseModel):
 
     @field_validator("client_keys")
     @classmethod
-    def _no_empty_key(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(not key.get_secret_value().strip() for key in value):
-            raise ValueError("should hold no empty key")
+    def _plain_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()) for key in value):
+            raise ValueError("should be keys of printable ASCII without blanks")
         return value
 
     @field_validator("models")
@@ -189,7 +198,7 @@ class Settings(BaseModel):
         `env_file`, a file of `NAME=value` lines that is read only when named here. `defaults` are
         settings for what neither holds. Raises SettingsError, naming the variable.
         """
-        variables = dict(dotenv_values(env_file)) if env_file is not None else {}
+        variables = _read_file(env_file) if env_file is not None else {}
         variables.update(os.environ if environ is None else environ)
         values: dict[str, Any] = dict(defaults)
         for variable, field in ENVIRONMENT.items():
@@ -202,6 +211,16 @@ class Settings(BaseModel):
             return cls(**values)
         except SettingsError as exc:
             raise SettingsError(_in_variables(str(exc))) from None
+
+
+def _read_file(path: str | Path) -> dict[str, str | None]:
+    try:
+        # Some editors begin a file with a byte order mark. A value is taken as it stands: a `${`
+        # in it would otherwise be replaced out of the process's environment.
+        return dict(dotenv_values(path, interpolate=False, encoding="utf-8-sig"))
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        raise SettingsError(f"{path} cannot be read: {reason}") from None
 
 
 def _parse(field: str, text: str) -> Any:
@@ -245,7 +264,8 @@ def _explanation(exc: ValidationError) -> str:
 
 def _may_be_shown(field: str, value: object) -> bool:
     """A secret is not shown, nor what may be one: a misspelt `apikey`, an address's password."""
-    return field in Settings.model_fields and field not in _SECRETS and "@" not in str(value)
+    known = field in Settings.model_fields and field not in _SECRETS
+    return known and not set("@?#") & set(str(value))
 
 
 def _in_variables(message: str) -> str:

@@ -14,6 +14,9 @@ COMMENT = b": keep-alive\n\n"
 """What a silent stream is kept open with; every reader skips it."""
 
 
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"{")
+
+
 class FrameTooLarge(ValueError):
     """One event was longer than the decoder's limit."""
 
@@ -29,9 +32,11 @@ class Decoder:
     """Bytes of an event stream to frames, whatever the split.
 
     `feed` any number of times, then `close` once for what stands behind the last blank line. `id`
-    and `retry` are for reconnecting readers and are skipped, as are comments and unknown fields;
-    but a line that is a JSON object on its own is kept as data, because upstreams send their
-    refusals so into streams that they label as events.
+    and `retry` are for reconnecting readers and are skipped, as are comments and unknown fields.
+
+    It goes beyond the specification in two things, because upstreams report their failures so: a
+    line that is a JSON object on its own is kept as data, and an event that has a name but no data
+    is a frame too, its data empty.
     """
 
     def __init__(self, limit: int = 16 * 1024 * 1024) -> None:
@@ -42,6 +47,8 @@ class Decoder:
         self._size = 0
         self._after_cr = False
         self._at_start = True
+        self._line = b""
+        """The last whole line."""
         self._event = b""
         self._data: list[bytes] = []
         self._data_size = 0
@@ -52,6 +59,8 @@ class Decoder:
             # The CR before was taken as a line end at once; a LF behind it belongs to it.
             self._after_cr = False
             data = data.removeprefix(b"\n")
+        if not data:
+            return []
         if b"\r" in data:
             self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -69,9 +78,14 @@ class Decoder:
         return frames
 
     @property
-    def tail(self) -> bytes:
-        """The last line so far, that has no line end yet."""
-        return b"".join(self._parts)
+    def within_event(self) -> bool:
+        """Whether an event has begun whose blank line has not come.
+
+        A comment, and a line that is no part of an event stream, begin none.
+        """
+        line = b"".join(self._parts).strip() or self._line
+        is_field = any(line.startswith(f) or f.startswith(line) for f in _FIELDS)
+        return bool(self._data or self._event or (line and is_field))
 
     def close(self) -> Frame | None:
         """Return what came after the last blank line, if that is an event's data.
@@ -109,6 +123,7 @@ class Decoder:
                 self._add(line)
             elif line == b"data":
                 self._add(b"")
+        self._line = line
         return frames
 
     def _add(self, value: bytes) -> None:
@@ -119,13 +134,12 @@ class Decoder:
 
     def _dispatch(self) -> Frame | None:
         data, event = self._data, self._event
-        if not data:
-            self._event = b""
+        if not data and not event:
             return None
         self._data = []
         self._data_size = 0
         self._event = b""
-        return Frame(event, data[0] if len(data) == 1 else b"\n".join(data))
+        return Frame(event, b"\n".join(data))
 
 
 def encode(data: bytes) -> bytes:

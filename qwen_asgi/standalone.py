@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import multiprocessing
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,21 +37,27 @@ MISSING_KEY = (
 DEMO_PACE = 0.03
 """Seconds between two pieces of the demo's answers."""
 
+WRONG_USAGE = 2
+WORKER_CANNOT_START = 3
+"""The exit status that tells uvicorn not to start a worker again, and again."""
+
 logger = logging.getLogger(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when a server asks for it, so that importing this module does nothing."""
-    if name != "app":
+    """Make an app when a server asks for it, so that importing this module does nothing.
+
+    `app` is for `uvicorn qwen_asgi.standalone:app`, `worker_app` for our own command's workers.
+    """
+    if name not in ("app", "worker_app"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = load_settings()
-    configure_logging(settings, "qwen_asgi")
-    if not settings.client_keys:
-        logger.warning(
-            "no client keys are set (QWEN_CLIENT_KEYS): whoever reaches this port uses the "
-            "upstream's credential; that is right only if it listens on this machine alone"
-        )
-    app = globals()["app"] = build(settings)
+    if name == "app":
+        configure_logging(settings, "qwen_asgi")
+        _warn_if_open(settings)
+    else:
+        configure_logging(settings, "qwen_asgi", "uvicorn")
+    app = globals()[name] = build(settings)
     return app
 
 
@@ -69,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.host,
         )
     # Several workers each import the app by its name; one is handed it as it is.
-    app = "qwen_asgi.standalone:app" if options.workers > 1 else build(settings)
+    app = f"{__name__}:worker_app" if options.workers > 1 else build(settings)
     uvicorn.run(
         app,
         host=options.host,
@@ -116,14 +125,7 @@ def configure_logging(settings: Settings, *names: str) -> None:
     problem = None
     if settings.log_file is not None:
         try:
-            handlers.append(
-                SharedRotatingFileHandler(
-                    settings.log_file,
-                    maxBytes=MAX_BYTES,
-                    backupCount=BACKUPS,
-                    encoding="utf-8",
-                )
-            )
+            handlers.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
         except OSError as exc:
             problem = exc
     for handler in handlers:
@@ -139,27 +141,46 @@ def configure_logging(settings: Settings, *names: str) -> None:
 
 def run_demo(host: str, port: int) -> None:
     """Run the gateway against a simulated Qwen, over a real socket in this process."""
-    from qwen_asgi.testing import SimulatedQwen, serve
+    from qwen_asgi.testing import SIMULATIONS, SimulatedQwen, serve
 
     key = "demo"
     with serve(SimulatedQwen(api_key=key, pace=DEMO_PACE)) as upstream:
         settings = Settings(api_key=key, base_url=upstream, log_bodies=True, log_file=None)
         configure_logging(settings, "qwen_asgi", "uvicorn")
-        print(_demo_banner(port), file=sys.stderr, flush=True)
-        uvicorn.run(build(settings), host=host, port=port, log_config=None, access_log=False)
+        # uvicorn's own log stays off, as `serve` has left it. An answer that was told to stall does
+        # not hold the end up.
+        config = uvicorn.Config(
+            build(settings), log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
+        with _listener(host, port) as listener, suppress(KeyboardInterrupt):
+            # Said when the port is ours, so that nobody asks another program.
+            banner = _demo_banner(listener.getsockname()[1], SIMULATIONS)
+            print(banner, file=sys.stderr, flush=True)
+            uvicorn.Server(config).run([listener])
 
 
-def _demo_banner(port: int) -> str:
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as exc:
+        sys.exit(f"qwen-asgi: cannot listen on {host}, port {port}: {exc.strerror or exc}")
+
+
+def _demo_banner(port: int, simulations: Iterable[str]) -> str:
     url = f"http://localhost:{port}/v1/chat/completions"
     body = '{"model": "qwen-max-latest", "messages": [{"role": "user", "content": "你好"}]'
     return f"""\
-A gateway against a simulated Qwen: no key is needed and nothing leaves this machine. In another
-terminal, try
+A gateway against a simulated Qwen: no key is needed and nothing leaves this machine; Ctrl+C ends
+it. In another terminal, try
 
   curl {url} -H 'Content-Type: application/json' -d '{body}}}'
   curl -N {url} -H 'Content-Type: application/json' -d '{body}, "stream": true}}'
   curl -N {url} -H 'Content-Type: application/json' \\
     -d '{body}, "stream": true, "enable_thinking": true}}'
+
+In place of 你好, "simulate: 429" makes the simulated Qwen fail so; it knows
+{", ".join(simulations)}.
 """
 
 
@@ -203,6 +224,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _warn_if_open(settings: Settings) -> None:
+    if not settings.client_keys:
+        logger.warning(
+            "no client keys are set (QWEN_CLIENT_KEYS): whoever reaches this port uses the "
+            "upstream's credential; that is right only if it listens on this machine alone"
+        )
+
+
 def _stop(message: str) -> NoReturn:
     print(f"qwen-asgi: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    is_worker = multiprocessing.parent_process() is not None
+    raise SystemExit(WORKER_CANNOT_START if is_worker else WRONG_USAGE)

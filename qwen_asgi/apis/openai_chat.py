@@ -7,10 +7,19 @@ written here against its schemas.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails, to_json
 
 from qwen_asgi import sse
@@ -33,11 +42,43 @@ from qwen_asgi.ids import IdSource
 
 DONE = sse.encode(b"[DONE]")
 
+MOST_MESSAGES = 10_000
+MOST_PARTS = 1_000
+MOST_UNKNOWN_FIELDS = 10_000
+"""Bounds on what a body may hold of each: their number costs time, and their length hardly any."""
+
+
+def _only(what: str, is_one: Callable[[Any], bool]) -> AfterValidator:
+    """Check all elements at once: by their type, each of a million wrong ones were a finding."""
+
+    def check(elements: Any) -> Any:
+        values = elements.values() if isinstance(elements, dict) else elements
+        if not all(is_one(value) for value in values):
+            raise ValueError(f"should hold {what} only")
+        return elements
+
+    return AfterValidator(check)
+
+
+_Numbers = Annotated[
+    dict[str, Any],
+    _only("finite numbers", lambda v: type(v) in (int, float) and isfinite(v)),
+]
+_Objects = Annotated[list[Any], _only("objects", lambda v: isinstance(v, dict))]
+_Texts = Annotated[list[Any], _only("strings", lambda v: isinstance(v, str))]
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 10.0 is a whole one too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Int = Annotated[int, BeforeValidator(_whole)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
-_Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Tokens = Annotated[_Int, Field(ge=1, le=2**31 - 1)]
 
 
-_UNION_MEMBERS = {"dict[str,any]", "list[str]", "str"}
+_UNION_MEMBERS = {"dict[str,any]", "str"}
 """How pydantic names the members of the unions below, in the place of a finding."""
 
 
@@ -64,7 +105,8 @@ class _Body(_Document):
     """The body of `POST /v1/chat/completions`."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[_Message], Field(min_length=1)]
+    # A body may hold a million wrong messages; the first is enough to refuse it.
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=MOST_MESSAGES), FailFast()]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -74,12 +116,12 @@ class _Body(_Document):
     audio: dict[str, Any] | None = None
     frequency_penalty: _Penalty | None = None
     function_call: str | dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    logit_bias: dict[str, float] | None = None
+    functions: _Objects | None = None
+    logit_bias: _Numbers | None = None
     logprobs: bool | None = None
     metadata: dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    modalities: _Texts | None = None
+    n: Annotated[_Int, Field(ge=1, le=128)] | None = None
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     presence_penalty: _Penalty | None = None
@@ -87,13 +129,13 @@ class _Body(_Document):
     reasoning_effort: str | None = None
     response_format: _ResponseFormat | None = None
     safety_identifier: str | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[_Int, Field(ge=-(2**63), lt=2**63)] | None = None
     service_tier: str | None = None
-    stop: str | list[str] | None = None
+    stop: str | _Texts | None = None
     store: bool | None = None
     tool_choice: str | dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: _Objects | None = None
+    top_logprobs: Annotated[_Int, Field(ge=0, le=20)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     user: str | None = None
     verbosity: str | None = None
@@ -125,7 +167,7 @@ class OpenAIChat:
         field.
         """
         try:
-            fields = _Body.model_validate_json(body)
+            fields = _Body.model_validate_json(body.removeprefix(sse.BOM))
         except ValidationError as exc:
             raise _invalid(exc.errors(include_url=False)[0]) from None
         stream_options = fields.stream_options
@@ -280,9 +322,11 @@ def _tool_call_piece(piece: ToolCallDelta) -> dict[str, Any]:
 
 
 def _options(fields: _Body) -> dict[str, Any]:
-    options = {
-        name: getattr(fields, name) for name in fields.model_fields_set if name not in _READ_HERE
-    }
+    options = {name: getattr(fields, name) for name in _Body.model_fields if name not in _READ_HERE}
+    unknown = fields.model_extra or {}
+    if len(unknown) > MOST_UNKNOWN_FIELDS:
+        raise InvalidRequest(f"the request holds more than {MOST_UNKNOWN_FIELDS} unknown fields")
+    options.update(unknown)
     if fields.response_format is not None:
         options["response_format"] = fields.response_format.model_dump()
     return {name: value for name, value in options.items() if value is not None}
@@ -291,7 +335,7 @@ def _options(fields: _Body) -> dict[str, Any]:
 def _message(fields: _Message, where: str) -> Message:
     role: Role = "system" if fields.role == "developer" else fields.role
     extra = {k: v for k, v in (fields.model_extra or {}).items() if v not in (None, [], {})}
-    if fields.content is None and role == "assistant":
+    if fields.content in (None, []) and role == "assistant":
         # So a tool-calling turn, or a refusal, comes back in a history.
         return Message(role, "", extra)
     return Message(role, _content(fields.content, f"{where}.content"), extra)
@@ -301,6 +345,8 @@ def _content(content: Any, where: str) -> str | tuple[Part, ...]:
     match content:
         case str():
             return content
+        case list() if len(content) > MOST_PARTS:
+            raise InvalidRequest(f"{where} holds more than {MOST_PARTS} parts", param=where)
         case list() if content:
             return tuple(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
         case dict():
@@ -316,6 +362,9 @@ def _content(content: Any, where: str) -> str | tuple[Part, ...]:
 def _part(part: Any, where: str) -> Part:
     match part:
         case {"type": "text", "text": str(text)}:
+            return Part("text", text, part)
+        case {"type": "refusal", "refusal": str(text)}:
+            # An assistant's turn in a history: its words, though it said no.
             return Part("text", text, part)
         case {"type": "text"}:
             raise InvalidRequest(f"{where}.text should be a string", param=f"{where}.text")
@@ -335,7 +384,7 @@ def _part(part: Any, where: str) -> Part:
 def _invalid(error: ErrorDetails) -> InvalidRequest:
     """Return pydantic's first finding as an error that names the field and shows no content."""
     param = _param(error["loc"])
-    message = error["msg"]
+    message = error["msg"].removeprefix("Value error, ")
     match error["type"]:
         case "json_invalid":
             reason = (error.get("ctx") or {}).get("error", "")

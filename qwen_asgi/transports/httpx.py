@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from weakref import WeakKeyDictionary
 
+import anyio
 import httpx
 
 from qwen_asgi.errors import (
@@ -19,6 +21,9 @@ from qwen_asgi.errors import (
     UpstreamUnreachable,
 )
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
+
+HTTPX_DEFAULT_LIMIT = 100
+"""Connections of a client whose pool cannot be asked; httpx's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,27 @@ class _Pool:
     The pool of httpx 0.28 loses connections for good when requests are cancelled while they wait
     inside it (encode/httpcore#1093); so they wait here, before it, and with a deadline.
     """
+    closer: AsyncGenerator[None]
+    """Closes the client when the event loop ends in an orderly way and nobody else did."""
+    closing: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def give_back(self, response: httpx.Response) -> None:
+        """Close a response, then free its slot.
+
+        In a task of its own: a cancellation in the middle of it would lose the connection for good
+        (again encode/httpcore#1093).
+        """
+        if response.is_closed:
+            self.slots.release()
+            return
+        task = asyncio.create_task(_close(response), name="qwen_asgi upstream close")
+        self.closing.add(task)
+        task.add_done_callback(self._closed)
+        await asyncio.shield(task)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self.closing.discard(task)
+        self.slots.release()
 
 
 class HttpxTransport:
@@ -57,30 +83,33 @@ class HttpxTransport:
     async def open(
         self, request: UpstreamRequest, *, within: float
     ) -> AsyncIterator[UpstreamResponse]:
-        pool = self._pool()
+        pool = await self._pool()
         await self._take_slot(pool.slots)
         try:
             response = await self._send(pool.client, request, within)
-            try:
-                yield _Response(response)
-            finally:
-                await response.aclose()
-        finally:
+        except BaseException:
             pool.slots.release()
+            raise
+        try:
+            yield _Response(response)
+        finally:
+            await pool.give_back(response)
 
     async def aclose(self) -> None:
         pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None and self._given is None:
-            await pool.client.aclose()
+        if pool is not None:
+            await pool.closer.aclose()
 
-    def _pool(self) -> _Pool:
+    async def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
             self._forget_closed_loops()
             client = self._given or self._new_client()
             slots = min(self._max_connections, _connection_limit(client))
-            pool = self._pools[loop] = _Pool(client, asyncio.Semaphore(slots))
+            closer = _closer(None if self._given else client)
+            pool = self._pools[loop] = _Pool(client, asyncio.Semaphore(slots), closer)
+            await anext(closer)
         return pool
 
     def _forget_closed_loops(self) -> None:
@@ -94,6 +123,8 @@ class HttpxTransport:
                 max_keepalive_connections=self._max_connections,
                 keepalive_expiry=30.0,
             ),
+            # An upstream's cookies are nobody's: calls of different clients share this one.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
         )
 
@@ -121,10 +152,16 @@ class HttpxTransport:
             content=request.body,
             extensions={"timeout": timeout.as_dict()},
         )
+        if client.is_closed:
+            raise UpstreamUnreachable("the http_client that this gateway was given is closed")
+        # Our credential stands, whatever a given client would put in its place.
+        auth = None if "authorization" in request.headers else httpx.USE_CLIENT_DEFAULT
         with _translated(connect):
             try:
                 async with asyncio.timeout(within):
-                    return await client.send(outgoing, stream=True, follow_redirects=False)
+                    return await client.send(
+                        outgoing, stream=True, auth=auth, follow_redirects=False
+                    )
             except TimeoutError:
                 raise UpstreamTimeout(
                     f"the upstream did not begin to answer within {within:g} seconds"
@@ -139,7 +176,9 @@ class _Response:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         encoded = response.headers.get("content-encoding", "identity") != "identity"
-        self._chunks = response.aiter_bytes() if encoded else response.aiter_raw()
+        # A response that was made whole, as mocks are, can be read in the one way only.
+        whole = response.is_stream_consumed
+        self._chunks = response.aiter_bytes() if encoded or whole else response.aiter_raw()
 
     @property
     def ends_by_close(self) -> bool:
@@ -168,6 +207,9 @@ def _translated(seconds: float) -> Iterator[None]:
         yield
     except httpx.HTTPError as exc:
         raise _translation(exc, seconds) from None
+    except (OSError, httpx.StreamError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        # From transports that translate nothing, under a client that was given.
+        raise UpstreamTruncated("the connection to the upstream broke") from None
     except httpx.InvalidURL:
         raise UpstreamUnreachable("the upstream's address (QWEN_BASE_URL) is not valid") from None
 
@@ -194,4 +236,19 @@ def _connection_limit(client: httpx.AsyncClient) -> int:
     """The size of a client's pool, where it has one; httpx offers no public way to ask."""
     pool = getattr(getattr(client, "_transport", None), "_pool", None)
     limit = getattr(pool, "_max_connections", None)
-    return limit if isinstance(limit, int) and limit > 0 else 100_000
+    return limit if isinstance(limit, int) and limit > 0 else HTTPX_DEFAULT_LIMIT
+
+
+async def _close(response: httpx.Response) -> None:
+    # It is given up anyway; how its connection takes it is of no more interest.
+    with suppress(httpx.HTTPError, httpx.StreamError, OSError, anyio.BrokenResourceError):
+        await response.aclose()
+
+
+async def _closer(client: httpx.AsyncClient | None) -> AsyncGenerator[None]:
+    """Event loops close their async generators at their end: `asyncio.run` and servers do."""
+    try:
+        yield
+    finally:
+        if client is not None:
+            await client.aclose()

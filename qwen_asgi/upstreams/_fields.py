@@ -45,9 +45,9 @@ def ignored(
     known_in_messages: Set[str],
 ) -> tuple[str, ...]:
     """Return the names of the fields that nothing is done with, as a header can carry them."""
-    names = [field for field in options if field not in known]
-    for message in messages:
-        names += [f"messages.{field}" for field in message.extra if field not in known_in_messages]
     # A client may send any name; one that is not plain could write into the header.
-    plain = dict.fromkeys(name for name in names if _PLAIN_NAME.fullmatch(name))
-    return tuple(plain)[:MOST_NAMED]
+    names = [name for name in options if name not in known and _PLAIN_NAME.fullmatch(name)]
+    for message in messages:
+        extra = [name for name in message.extra if name not in known_in_messages]
+        names += [f"messages.{name}" for name in extra if _PLAIN_NAME.fullmatch(name)]
+    return tuple(dict.fromkeys(names))[:MOST_NAMED]

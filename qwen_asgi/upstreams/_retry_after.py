@@ -20,7 +20,7 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
         return seconds(int(value[:12]))
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

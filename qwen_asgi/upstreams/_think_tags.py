@@ -39,12 +39,14 @@ class ThinkTags:
 
     def _before_answer(self, text: str) -> Pieces:
         begun = text.lstrip()
+        if len(text) - len(begun) > LONGEST_INDENT:
+            return self._in_answer(text)
         if begun.startswith(OPEN):
             self._held = ""
             self._split = self._in_thinking
             rest = begun[len(OPEN) :]
             return self._in_thinking(rest) if rest else []
-        if OPEN.startswith(begun) and len(text) <= LONGEST_INDENT:
+        if OPEN.startswith(begun):
             self._held = text
             return []
         return self._in_answer(text)

@@ -26,33 +26,48 @@ from qwen_asgi.upstreams._retry_after import retry_after, seconds
 _RATE_CODES = {"ratelimited", "parallellimited", "quotalimited", "quota_limit"}
 _CREDENTIAL_CODES = {"unauthorized", "invalid_token", "forbidden"}
 _BLOCK_SIGNS = ("FAIL_SYS", "RGV587")
+_BLOCK_PAGE_SIGN = b"aliyun_waf"
+_BLOCK_PAGE_STATUSES = {403, 405}
 
 BUSY_SECONDS = 5
 """What a chat that is still answering is given before the next try."""
 
 
-def failure(document: Mapping[str, Any], status: int = 200) -> UpstreamError | None:
-    """Return the error that a JSON document of the upstream means, or None if it means none."""
+def failure(
+    document: Mapping[str, Any], status: int = 200, *, secret: str = ""
+) -> UpstreamError | None:
+    """Return the error that a JSON document of the upstream means, or None if it means none.
+
+    `secret` is struck out of what the error repeats of the document.
+    """
     if "ret" in document:
-        return _blocked(document["ret"])
+        return _blocked(document["ret"], secret)
     if document.get("success") is False:
         data = document.get("data")
-        return _from_code(data if isinstance(data, Mapping) else document, status)
+        return _from_code(data if isinstance(data, Mapping) else document, status, secret)
     error = document.get("error")
     if error:
-        return _from_code(error if isinstance(error, Mapping) else {"details": error}, status)
+        data = error if isinstance(error, Mapping) else {"details": error}
+        return _from_code(data, status, secret)
     code = document.get("code")
     if isinstance(code, str) and code and not document.get("choices"):
-        return _from_code(document, status)
+        return _from_code(document, status, secret)
     return None
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """Return the error that an answer with a status other than 200 means."""
-    if body.lstrip()[:1] == b"<":
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = ""
+) -> UpstreamError:
+    """Return the error that an answer with a status other than 200 means.
+
+    Any server on the way writes a page of its own beside its status; only the filter's pages are
+    blocks, and a 429 stays one whatever is written beside it.
+    """
+    is_page = body.lstrip()[:1] == b"<"
+    if is_page and status != 429 and (status in _BLOCK_PAGE_STATUSES or _BLOCK_PAGE_SIGN in body):
         return block_page(status)
     document = read_object(body) or {}
-    error = failure(document, status) or _from_code(document, status)
+    error = failure(document, status, secret=secret) or _from_code(document, status, secret)
     if error.status == 429 and error.retry_after is None:
         error.retry_after = retry_after(headers)
     return error
@@ -91,23 +106,25 @@ def read_document(body: bytes) -> Mapping[str, Any]:
     return document
 
 
-def _blocked(ret: Any) -> UpstreamError:
+def _blocked(ret: Any, secret: str) -> UpstreamError:
     first = str(ret[0]) if isinstance(ret, list) and ret else ""
-    code = re.split(r"\W", first, maxsplit=1)[0]
+    name = re.match(r"[A-Z][A-Z0-9_]{2,63}\b", _struck(first, secret))
+    code = name[0] if name else "an unknown code"
     if any(sign in str(ret) for sign in _BLOCK_SIGNS):
         return UpstreamBlocked(
-            f"the upstream asks for a human check ({_word(code)}) and blocks this gateway"
+            f"the upstream asks for a human check ({code}) and blocks this gateway"
         )
-    return UpstreamInvalidResponse(f"the upstream answered with {_word(code)} instead of data")
+    return UpstreamInvalidResponse(f"the upstream answered with {code} instead of data")
 
 
-def _from_code(data: Mapping[str, Any], status: int) -> UpstreamError:
+def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamError:
     """The one table from the upstream's codes and words, and the status, to our errors."""
-    code = data.get("code") if isinstance(data.get("code"), str) else None
-    details = _details(data)
-    name = (code or "").lower()
+    code = data.get("code")
+    name = code.lower() if isinstance(code, str) else ""
+    # Struck out while it is whole: of a part, nothing would tell that it is one.
+    details = _struck(_details(data), secret)
     words = details.lower()
-    shown = _word(code) if code else None
+    shown = _plain_code(_struck(code, secret)) if isinstance(code, str) else None
     if status == 429 or name in _RATE_CODES or "quota exceeded" in words:
         return UpstreamRateLimited(
             f"the upstream's limit is reached{_said(details)}", code=shown, retry_after=_wait(data)
@@ -146,9 +163,9 @@ def _details(data: Mapping[str, Any]) -> str:
     return ""
 
 
-def _word(text: str) -> str:
-    """Return an upstream's code as one short plain word."""
-    return re.sub(r"[^\w.\-]", "", text, flags=re.ASCII)[:64] or "unknown"
+def _plain_code(code: str) -> str | None:
+    """Return an upstream's code if it is one: a short plain word, and no sentence."""
+    return code if re.fullmatch(r"[\w.\-]{1,64}", code, flags=re.ASCII) else None
 
 
 def _said(details: str) -> str:
@@ -161,9 +178,5 @@ def _said(details: str) -> str:
     return f": {plain[:200]}…" if len(plain) > 200 else f": {plain}"
 
 
-def without(secret: str, error: UpstreamError) -> UpstreamError:
-    """Return `error` with the credential struck out, should the upstream have repeated it."""
-    if secret:
-        error.message = error.message.replace(secret, "(removed)")
-        error.code = error.code.replace(secret, "removed") if error.code else None
-    return error
+def _struck(text: str, secret: str) -> str:
+    return text.replace(secret, "(removed)") if secret else text

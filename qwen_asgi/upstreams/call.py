@@ -18,7 +18,14 @@ ERROR_BODY_LIMIT = 64 * 1024
 MODELS_BODY_LIMIT = 4 * 1024 * 1024
 
 GRACE = 1.0
-"""Seconds that an answer known to be whole may take to end its stream."""
+"""Seconds that an answer known to be whole may take to say so with its stream's end."""
+
+FOOTER_GRACE = 0.05
+"""Seconds that a stream whose end was seen may take to end its body, so that the connection can be
+used again; a client that waits for a whole answer waits for this too."""
+
+REFUSAL_SECONDS = 2.0
+"""Longest wait for the body of a refusal: its status alone says what is needed most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +71,16 @@ class HTTPUpstream:
         return self.dialect.decode_models(body)
 
     async def _refusal(self, response: UpstreamResponse, clock: _Clock) -> UpstreamError:
-        try:
-            body = await _read_up_to(ERROR_BODY_LIMIT, response, clock)
-        except UpstreamError:
-            # The status is known; an error body that breaks off does not change what it means.
-            body = b""
-        return self.dialect.refusal(response.status, response.headers, body)
+        body = bytearray()
+        until = time.monotonic() + min(REFUSAL_SECONDS, clock.left())
+        # The status is known; a body that stalls or breaks off does not change what it means.
+        with suppress(UpstreamError):
+            while len(body) < ERROR_BODY_LIMIT and (left := until - time.monotonic()) > 0:
+                data = await response.read(within=left)
+                if not data:
+                    break
+                body += data
+        return self.dialect.refusal(response.status, response.headers, bytes(body))
 
 
 async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> bytes:
@@ -142,7 +153,7 @@ class _Answer:
     async def release(self) -> None:
         """Read to the body's end if it is due, so that the connection can be used again."""
         with suppress(UpstreamError):
-            await self._response.read(within=GRACE)
+            await self._response.read(within=FOOTER_GRACE)
 
     async def _next(self) -> Sequence[Event]:
         """Return the next events; none at the end, or when `_error` says what went wrong."""

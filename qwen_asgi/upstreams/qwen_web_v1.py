@@ -7,7 +7,7 @@ implementation of this service. Whether that site still answers on this path is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from pydantic_core import to_json
@@ -103,7 +103,7 @@ class QwenWebV1:
         request.notes.ignored = ignored(
             request.options,
             request.messages,
-            TRANSLATED | REFUSED.keys(),
+            _known(request.options),
             TRANSLATED_IN_MESSAGES,
         )
         return UpstreamRequest(
@@ -122,7 +122,7 @@ class QwenWebV1:
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        return _web_errors.without(self._api_key, _web_errors.refusal(status, headers, body))
+        return _web_errors.refusal(status, headers, body, secret=self._api_key)
 
     def encode_models(self) -> UpstreamRequest:
         return UpstreamRequest(
@@ -132,9 +132,9 @@ class QwenWebV1:
     def decode_models(self, body: bytes) -> list[str]:
         """Fact W1-35: `{data: [{id, ...}]}`."""
         document = _web_errors.read_document(body)
-        error = _web_errors.failure(document)
+        error = _web_errors.failure(document, secret=self._api_key)
         if error is not None:
-            raise _web_errors.without(self._api_key, error)
+            raise error
         data = document.get("data")
         models = data if isinstance(data, list) else []
         names = [model.get("id") for model in models if isinstance(model, dict)]
@@ -142,6 +142,15 @@ class QwenWebV1:
         if not named:
             raise UpstreamInvalidResponse("the upstream's list of models holds no model")
         return named
+
+
+def _known(options: Mapping[str, Any]) -> Set[str]:
+    """Return the names of the options that something is done with, or that ask for nothing."""
+    known = TRANSLATED | REFUSED.keys()
+    if "enable_thinking" in options or "reasoning_effort" in options:
+        return known
+    # A budget alone does not say that the model should think.
+    return known - {"thinking_budget"}
 
 
 def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
@@ -155,8 +164,8 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
     chat_type = messages[-1]["chat_type"]
     thinking = _feature_config(options)
     if thinking is not None:
-        # It is read from the last message only (W1-07).
-        messages[-1].setdefault("feature_config", thinking)
+        # It is read from the last message only (W1-07); what that says of itself goes before.
+        messages[-1]["feature_config"] = {**thinking, **messages[-1].get("feature_config", {})}
     session_id, chat_id, message_id = fresh_uuids(3)
     body: dict[str, Any] = {
         "stream": request.stream,
@@ -184,7 +193,8 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
 
 def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
     where = f"messages[{index}]"
-    if message.role in ("tool", "function") or message.extra.get("tool_calls"):
+    calls = message.extra.get("tool_calls") or message.extra.get("function_call")
+    if message.role in ("tool", "function") or calls:
         raise InvalidRequest(
             f"the upstream {QwenWebV1.name!r} knows no tools; {where} is a tool's call or result",
             code="unsupported_parameter",

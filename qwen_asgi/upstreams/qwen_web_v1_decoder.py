@@ -18,7 +18,9 @@ class QwenWebV1Decoder:
     """The bytes of one answer to events: an event stream, or one JSON document.
 
     Which of the two it is, its first byte tells and not its label: failures come as JSON under the
-    label of a stream, with HTTP 200. See `upstreams.Decoder` for the order of calls.
+    label of a stream, with HTTP 200. See `upstreams.Decoder` for the order of calls. Whatever went
+    wrong, `flush` returns all the text that came, also what was held back for a reading that no
+    longer comes.
 
     The end is `[DONE]`, or the body's proper end with or without a frame of status `finished`. A
     body that only the connection's end delimits must have shown one of them if its frames carry
@@ -35,8 +37,11 @@ class QwenWebV1Decoder:
         self._document: bytearray | None = None
         """The body so far, if it is one JSON document."""
         self._begun = False
+        self._start = b""
+        """Of a byte order mark, what came."""
         self._events: list[Event] = []
         self._phase = ""
+        self._has_phases = False
         self._texts: dict[str, TextReader] = {}
         self._think_tags = ThinkTags()
         self._usage = RunningUsage()
@@ -55,7 +60,7 @@ class QwenWebV1Decoder:
             self._feed(data)
         except sse.FrameTooLarge as exc:
             raise UpstreamInvalidResponse(f"the upstream's answer is too long: {exc}") from exc
-        return self.flush()
+        return self._take()
 
     def close(self) -> list[Event]:
         if not self.complete:
@@ -63,16 +68,21 @@ class QwenWebV1Decoder:
                 self._close_document(bytes(self._document))
             else:
                 self._close_stream()
-        return self.flush()
+        return self._take()
 
     def flush(self) -> list[Event]:
+        self._give_up_held()
+        return self._take()
+
+    def _take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
     def _feed(self, data: bytes) -> None:
         if not self._begun:
-            data = data.lstrip()
-            if not data:
+            data = (self._start + data).lstrip().removeprefix(sse.BOM).lstrip()
+            if sse.BOM.startswith(data):
+                self._start = data
                 return
             self._begun = True
             if data.startswith(b"<"):
@@ -101,21 +111,16 @@ class QwenWebV1Decoder:
         self._end()
 
     def _close_stream(self) -> None:
-        cut = bool(self._frames.tail.strip())
+        is_cut = self._frames.within_event
         frame = self._frames.close()
-        if frame is not None:
-            whole = frame.data.strip()
-            if whole != b"[DONE]" and _web_errors.read_object(whole) is None:
-                self._give_up_held()
-                raise UpstreamTruncated("the upstream's answer broke off inside a frame")
+        if frame is not None and _is_whole(frame.data.strip()):
+            # Only its blank line is missing (quirk Q-31).
             self._frame(frame)
-        elif cut:
-            self._give_up_held()
+        elif is_cut:
             raise UpstreamTruncated("the upstream's answer broke off inside a frame")
         if self.complete:
             return
-        if self._ends_by_close and self._phase and not self._finished:
-            self._give_up_held()
+        if self._ends_by_close and self._has_phases and not self._finished:
             raise UpstreamTruncated("the upstream's answer broke off before its end")
         self._end()
 
@@ -127,20 +132,17 @@ class QwenWebV1Decoder:
         if data.startswith(b"{"):
             chunk = _web_errors.read_object(data)
             if chunk is None:
-                self._give_up_held()
                 raise UpstreamInvalidResponse("a frame of the upstream's answer is not JSON")
             self._raise_failure(chunk)
             self._chunk(chunk, "delta")
         # Other frames are keep-alives; an error is one whatever it says (WE-12).
         if frame.event == b"error":
-            self._give_up_held()
             raise UpstreamError("the upstream reports an error within its answer")
 
     def _raise_failure(self, document: Mapping[str, Any]) -> None:
-        error = _web_errors.failure(document)
+        error = _web_errors.failure(document, secret=self._secret)
         if error is not None:
-            self._give_up_held()
-            raise _web_errors.without(self._secret, error)
+            raise error
 
     def _chunk(self, chunk: Mapping[str, Any], key: str) -> None:
         usage = chunk.get("usage")
@@ -161,7 +163,7 @@ class QwenWebV1Decoder:
         error = delta.get("error")
         if error:
             self._raise_failure({"error": error})
-        phase = delta.get("phase")
+        phase = delta.get("phase") or ""
         content = delta.get("content")
         if delta.get("role") == "function" or not _is_of_the_answer(phase):
             # Search results and other tools' frames are never answer text (W1-25).
@@ -170,18 +172,19 @@ class QwenWebV1Decoder:
         reasoning = delta.get("reasoning_content")
         if isinstance(reasoning, str) and reasoning:
             self._add(ReasoningDelta(reasoning))
-        if phase and phase != self._phase:
+        if phase != self._phase and (phase or content):
             self._give_up_held()
             self._phase = phase
+        self._has_phases = self._has_phases or bool(phase)
         if isinstance(content, str) and content:
-            self._content(phase or "", content)
-        if delta.get("status") == "finished" and phase in ("answer", None, ""):
+            self._content(phase, content)
+        if delta.get("status") == "finished" and phase in ("answer", ""):
             self._finished = True
 
     def _content(self, phase: str, content: str) -> None:
         reader = self._texts.get(phase)
         if reader is None:
-            reader = self._texts[phase] = TextReader(self._incremental)
+            reader = self._texts[phase] = TextReader(self._is_incremental())
         try:
             self._text(phase, reader.feed(content))
         except Contradiction:
@@ -189,6 +192,13 @@ class QwenWebV1Decoder:
                 "the upstream took back text that it had sent, as if it sent pieces; "
                 "QWEN_INCREMENTAL=true reads them"
             ) from None
+
+    def _is_incremental(self) -> bool:
+        """What was found out in one phase holds for the next one."""
+        for reader in self._texts.values():
+            if reader.proven_incremental is not None:
+                return reader.proven_incremental
+        return self._incremental
 
     def _text(self, phase: str, text: str) -> None:
         if not text:
@@ -228,6 +238,10 @@ class QwenWebV1Decoder:
             self._events.append(usage)
         self._events.append(Finish(self._reason))
         self.complete = True
+
+
+def _is_whole(data: bytes) -> bool:
+    return data == b"[DONE]" or _web_errors.read_object(data) is not None
 
 
 def _is_of_the_answer(phase: Any) -> bool:

@@ -1,0 +1,298 @@
+"""What the tests of the running gateway share: servers on real sockets, and readers of answers.
+
+Starting a server costs more than a request does, so one uvicorn for the simulated upstream and one
+for the gateway serve the whole session, and each test puts its own app behind them. A test that is
+about a server's own life starts one with `serve_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import jsonschema
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwen_asgi import Gateway, Settings, anonymous
+from qwen_asgi.testing import SimulatedQwen, serve
+
+SCHEMAS = Path(__file__).parent / "data" / "schema"
+CHAT = "/v1/chat/completions"
+MODEL = "qwen-max-latest"
+UPSTREAM_KEY = "upstream-key"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The gateway's relay is asyncio's; trio is not promised."""
+    return "asyncio"
+
+
+class Stage:
+    """One server, behind which each test puts an app of its own."""
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.loop = asyncio.get_running_loop()
+        if scope["type"] == "lifespan":
+            for moment in "startup", "shutdown":
+                await receive()
+                await send({"type": f"lifespan.{moment}.complete"})
+        else:
+            assert self.app is not None
+            await self.app(scope, receive, send)
+
+    def run(self, coroutine: Any) -> Any:
+        """Run a coroutine in the server's loop."""
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+
+@pytest.fixture(scope="session")
+def _qwen_stage() -> Iterator[tuple[Stage, str]]:
+    stage = Stage()
+    with serve(stage) as url:
+        yield stage, url
+
+
+@pytest.fixture(scope="session")
+def _gateway_stage() -> Iterator[tuple[Stage, str]]:
+    stage = Stage()
+    with serve(stage) as url:
+        yield stage, url
+
+
+@pytest.fixture
+def qwen_url(_qwen_stage: tuple[Stage, str]) -> str:
+    return _qwen_stage[1]
+
+
+@pytest.fixture
+def qwen(_qwen_stage: tuple[Stage, str]) -> SimulatedQwen:
+    """The upstream of this test; set its attributes, or let it `fail`."""
+    qwen = _qwen_stage[0].app = SimulatedQwen(api_key=UPSTREAM_KEY)
+    return qwen
+
+
+class MakeGateway(Protocol):
+    def __call__(self, **options: Any) -> Gateway:
+        """Return a gateway to `qwen` that means to be open; options are `Gateway`'s or settings."""
+
+
+@pytest.fixture
+def make_gateway(
+    qwen: SimulatedQwen, qwen_url: str, _gateway_stage: tuple[Stage, str]
+) -> Iterator[MakeGateway]:
+    made: list[Gateway] = []
+
+    def make(**options: Any) -> Gateway:
+        given = {
+            name: options.pop(name)
+            for name in ("transport", "http_client", "authenticate")
+            if name in options
+        }
+        settings = Settings(**{"api_key": UPSTREAM_KEY, "base_url": qwen_url, **options})
+        if "authenticate" not in given and not settings.client_keys:
+            given["authenticate"] = anonymous
+        made.append(Gateway(settings, **given))
+        return made[-1]
+
+    yield make
+    stage = _gateway_stage[0]
+    if stage.loop is not None:
+        for gateway in made:
+            stage.run(gateway.aclose())
+
+
+class GatewayURL(Protocol):
+    def __call__(self, app: ASGIApp | None = None, **options: Any) -> str:
+        """Return the address of `app`, or of a new gateway with these options."""
+
+
+@pytest.fixture
+def gateway_url(make_gateway: MakeGateway, _gateway_stage: tuple[Stage, str]) -> GatewayURL:
+    stage, url = _gateway_stage
+
+    def gateway_url(app: ASGIApp | None = None, **options: Any) -> str:
+        stage.app = app or make_gateway(**options)
+        return url
+
+    return gateway_url
+
+
+@pytest.fixture
+def gateway_loop(_gateway_stage: tuple[Stage, str]) -> Callable[[Any], Any]:
+    """Runs a coroutine in the loop of the gateway's server."""
+    return _gateway_stage[0].run
+
+
+@pytest.fixture
+def serve_app() -> Iterator[Callable[..., str]]:
+    """Serves an app, lifespan and all, in a server of its own; options are uvicorn's."""
+    with ExitStack() as stack:
+        yield lambda app, **options: stack.enter_context(serve(app, **options))
+
+
+@pytest.fixture(scope="session")
+def http() -> Iterator[httpx.Client]:
+    """A client for plain HTTP; to load the certificates takes longer than a test."""
+    with httpx.Client(trust_env=False, timeout=20, verify=False) as http:
+        yield http
+
+
+# Requests and answers.
+
+
+def ask(text: str = "Hello", **fields: Any) -> dict[str, Any]:
+    """Return the body of a chat request."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+@cache
+def schema(file: str, root: str) -> jsonschema.Draft202012Validator:
+    document = json.loads((SCHEMAS / f"{file}.json").read_bytes())
+    return jsonschema.Draft202012Validator({**document, "$ref": f"#/$defs/{root}"})
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """Return the error that a response is, having checked its form."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    return checked_error(response.json())
+
+
+def checked_error(document: Any) -> dict[str, Any]:
+    schema("error", "ErrorResponse").validate(document)
+    assert set(document) == {"error"}
+    assert set(document["error"]) == {"message", "type", "param", "code"}
+    assert document["error"]["message"]
+    return dict(document["error"])
+
+
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the document of a whole answer, having checked its form."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    document = response.json()
+    schema("chat", "CreateChatCompletionResponse").validate(document)
+    return dict(document)
+
+
+@dataclass
+class StreamRead:
+    """A stream as a client sees it."""
+
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, Any] | None = None
+    """The error that was its last event."""
+    done: bool = False
+    comments: int = 0
+
+    @property
+    def text(self) -> str:
+        return self._joined("content")
+
+    @property
+    def reasoning(self) -> str:
+        return self._joined("reasoning_content")
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        choices = [choice for chunk in self.chunks for choice in chunk["choices"]]
+        return [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.done and self.error is None and len(self.finish_reasons) == 1
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether it ended as a failure must: by an error, with nothing that looks like success."""
+        return self.error is not None and not self.done and not self.finish_reasons
+
+    def _joined(self, name: str) -> str:
+        deltas = [choice["delta"] for chunk in self.chunks for choice in chunk["choices"]]
+        return "".join(delta.get(name) or "" for delta in deltas)
+
+
+def stream_of(body: bytes) -> StreamRead:
+    """Read a streamed answer, having checked the form of all of it and that nothing is cut."""
+    read = StreamRead()
+    assert body.endswith(b"\n\n")
+    for event in body.removesuffix(b"\n\n").split(b"\n\n"):
+        assert not read.done, "something follows [DONE]"
+        assert read.error is None, "something follows the error"
+        if event.startswith(b":"):
+            read.comments += 1
+            continue
+        assert event.startswith(b"data: "), event
+        if event == b"data: [DONE]":
+            read.done = True
+            continue
+        document = json.loads(event.removeprefix(b"data: "))
+        if "error" in document:
+            read.error = checked_error(document)
+        else:
+            schema("chat", "CreateChatCompletionStreamResponse").validate(document)
+            read.chunks.append(document)
+    for name in "id", "created", "model":
+        assert len({chunk[name] for chunk in read.chunks}) <= 1
+    return read
+
+
+def streamed(response: httpx.Response) -> StreamRead:
+    """Return the stream that a response is, having checked its form."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.headers["x-request-id"]
+    return stream_of(response.content)
+
+
+# Sockets.
+
+
+def address_of(url: str) -> tuple[str, int]:
+    parts = httpx.URL(url)
+    assert parts.port is not None
+    return parts.host, parts.port
+
+
+def connect(url: str) -> socket.socket:
+    connection = socket.create_connection(address_of(url), timeout=10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def http_bytes(
+    body: bytes = b"", *, method: str = "POST", path: str = CHAT, **headers: str
+) -> bytes:
+    """Return an HTTP/1.1 request; `_` in a header's name stands for `-`."""
+    fields = {"host": "gateway", "content_type": "application/json", **headers}
+    fields.setdefault("content_length", str(len(body)))
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body
+
+
+def eventually(condition: Callable[[], object], within: float = 5.0) -> None:
+    """Wait until `condition` holds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be in time"
+        time.sleep(0.005)

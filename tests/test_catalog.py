@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from qwen_asgi import catalog
+from qwen_asgi.catalog import Catalog
+from qwen_asgi.chat import Batches, ChatRequest
+from qwen_asgi.errors import ModelNotFound, NoSuchModel, UpstreamTimeout
+from tests.schemas import check_model, check_models
+
+pytestmark = pytest.mark.anyio
+
+
+def upstream(request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
+    raise AssertionError("a catalog names an upstream and does not call it")
+
+
+class List:
+    """A list of models that an upstream tells, or fails to tell."""
+
+    def __init__(self, *answers: Sequence[str] | UpstreamTimeout) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+        self.told = 0
+
+    async def __call__(self) -> Sequence[str]:
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        await asyncio.sleep(0)
+        self.told += 1
+        if isinstance(answer, UpstreamTimeout):
+            raise answer
+        return answer
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop run until `condition` holds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nobody is there to set an event
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+GONE = UpstreamTimeout("the upstream was silent")
+
+
+async def names(models: Catalog) -> list[str]:
+    document = json.loads(await models.document())
+    check_models(document)
+    return [model["id"] for model in document["data"]]
+
+
+async def test_a_fixed_list_is_told_as_openai_tells_its_own() -> None:
+    models = Catalog(upstream, ["b", "a", "字"])
+    document = json.loads(await models.document())
+    check_models(document)
+    assert document == {
+        "object": "list",
+        "data": [
+            {"id": id, "object": "model", "created": 0, "owned_by": "qwen"}
+            for id in ("b", "a", "字")
+        ],
+    }
+
+
+async def test_one_model_is_the_same_entry() -> None:
+    models = Catalog(upstream, ["org/name:1", "b"])
+    document = json.loads(await models.model_document("org/name:1"))
+    check_model(document)
+    assert document == json.loads(await models.document())["data"][0]
+
+
+async def test_a_known_model_is_served_by_the_upstream() -> None:
+    assert await Catalog(upstream, ["a"]).resolve("a") is upstream
+
+
+@pytest.mark.parametrize("model", ["b", "A", "a ", "", "x" * 5000, "a\nb", "../a"])
+async def test_an_unknown_model_is_400_in_a_chat_and_404_by_its_address(model: str) -> None:
+    models = Catalog(upstream, ["a"])
+    with pytest.raises(ModelNotFound) as in_a_chat:
+        await models.resolve(model)
+    with pytest.raises(NoSuchModel) as by_address:
+        await models.model_document(model)
+    for raised, status in (in_a_chat, 400), (by_address, 404):
+        error = raised.value
+        assert (error.status, error.code, error.param) == (status, "model_not_found", "model")
+        assert "/v1/models" in str(error)
+        assert str(error).isprintable()
+        assert len(str(error)) < 300
+
+
+async def test_a_list_of_the_upstreams_is_asked_for_once_and_kept_for_a_while() -> None:
+    read = List(["a", "b", "a"])
+    models = Catalog(upstream, ["unused"], read=read)
+    assert await names(models) == ["a", "b"]
+    assert await models.resolve("b") is upstream
+    await models.model_document("a")
+    assert read.asked == 1
+    with pytest.raises(ModelNotFound):
+        await models.resolve("unused")
+
+
+async def test_a_list_that_is_old_serves_on_while_a_new_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalog, "FRESH_SECONDS", -1.0)
+    read = List(["a"], ["b"])
+    models = Catalog(upstream, read=read)
+    assert await names(models) == ["a"]
+    found = await asyncio.gather(*(names(models) for _ in range(5)))
+    assert found == [["a"]] * 5
+    await until(lambda: read.told == 2)
+    assert read.asked == 2
+    assert await names(models) == ["b"]
+    with pytest.raises(ModelNotFound):
+        await models.resolve("a")
+
+
+async def test_those_who_need_the_first_list_ask_for_it_once_and_together() -> None:
+    read = List(["a"])
+    models = Catalog(upstream, read=read)
+    found = await asyncio.gather(*(names(models) for _ in range(5)))
+    assert found == [["a"]] * 5
+    assert read.asked == 1
+
+
+async def test_a_client_that_leaves_does_not_take_the_list_from_the_others() -> None:
+    read = List(["a"])
+    models = Catalog(upstream, read=read)
+    first, second = (asyncio.create_task(names(models)) for _ in range(2))
+    await until(lambda: read.asked == 1)
+    first.cancel()
+    assert await second == ["a"]
+    assert read.asked == 1
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_without_any_list_the_upstreams_failure_is_told() -> None:
+    read = List(GONE, GONE, ["a"])
+    models = Catalog(upstream, read=read)
+    with pytest.raises(UpstreamTimeout):
+        await models.resolve("a")
+    with pytest.raises(UpstreamTimeout):
+        await models.document()
+    assert await names(models) == ["a"]
+
+
+async def test_an_old_list_serves_on_while_the_upstream_cannot_tell_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(catalog, "FRESH_SECONDS", -1.0)
+    read = List(["a"], GONE)
+    models = Catalog(upstream, read=read)
+    assert await names(models) == ["a"]
+    assert await names(models) == ["a"]
+    await until(lambda: caplog.records)
+    assert await models.resolve("a") is upstream
+    # For a while it is not asked for again.
+    await until(lambda: read.told == read.asked)
+    assert read.asked == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "the list of models could not be read, the last one stays: the upstream was silent"
+    ]
