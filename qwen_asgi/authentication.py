@@ -43,15 +43,17 @@ class ClientKeys:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._principals = {
-            _digest(key): Principal(f"key-{_digest(key).hex()[:8]}") for key in keys
+            digest: Principal(f"key-{digest.hex()[:8]}")
+            for digest in (_digest(key.encode("utf-8", "surrogateescape")) for key in keys)
         }
 
     async def __call__(self, request: Request) -> Principal | None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        # How long the look-up of a hash takes tells nothing about the key.
-        return self._principals.get(_digest(key.strip()))
+        # How long the look-up of a hash takes tells nothing about the key. Starlette reads headers
+        # as latin-1, whatever the client's bytes were.
+        return self._principals.get(_digest(key.strip(" \t").encode("latin-1")))
 
 
 async def identify(authenticate: Authenticate, request: Request) -> Principal:
@@ -77,5 +79,5 @@ def _is_async(function: Authenticate) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def _digest(key: str) -> bytes:
-    return sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return sha256(key).digest()

@@ -72,4 +72,6 @@ class GatewayMiddleware:
             await self.app(scope, receive, closing_first)
 
     def _is_below(self, scope: Scope) -> bool:
-        return any(f"{path}/".startswith(f"{self.path}/") for path in own_paths(scope))
+        # Only the likeliest reading: behind a `root_path` that is called as the gateway is, another
+        # one would take the host's own routes from it.
+        return f"{next(own_paths(scope))}/".startswith(f"{self.path}/")

@@ -11,22 +11,21 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import jsonschema
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen_asgi import Gateway, Settings, anonymous
+from qwen_asgi.errors import UpstreamTimeout
 from qwen_asgi.testing import SimulatedQwen, serve
+from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
+from tests.schemas import check_answer, check_chunk, check_error
 
-SCHEMAS = Path(__file__).parent / "data" / "schema"
 CHAT = "/v1/chat/completions"
 MODEL = "qwen-max-latest"
 UPSTREAM_KEY = "upstream-key"
@@ -161,12 +160,6 @@ def ask(text: str = "Hello", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
 
 
-@cache
-def schema(file: str, root: str) -> jsonschema.Draft202012Validator:
-    document = json.loads((SCHEMAS / f"{file}.json").read_bytes())
-    return jsonschema.Draft202012Validator({**document, "$ref": f"#/$defs/{root}"})
-
-
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     """Return the error that a response is, having checked its form."""
     assert response.status_code == status, response.text
@@ -176,9 +169,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def checked_error(document: Any) -> dict[str, Any]:
-    schema("error", "ErrorResponse").validate(document)
-    assert set(document) == {"error"}
-    assert set(document["error"]) == {"message", "type", "param", "code"}
+    check_error(document)
     assert document["error"]["message"]
     return dict(document["error"])
 
@@ -189,7 +180,7 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
     document = response.json()
-    schema("chat", "CreateChatCompletionResponse").validate(document)
+    check_answer(document)
     return dict(document)
 
 
@@ -248,7 +239,7 @@ def stream_of(body: bytes) -> StreamRead:
         if "error" in document:
             read.error = checked_error(document)
         else:
-            schema("chat", "CreateChatCompletionStreamResponse").validate(document)
+            check_chunk(document)
             read.chunks.append(document)
     for name in "id", "created", "model":
         assert len({chunk[name] for chunk in read.chunks}) <= 1
@@ -263,6 +254,83 @@ def streamed(response: httpx.Response) -> StreamRead:
     assert response.headers["x-accel-buffering"] == "no"
     assert response.headers["x-request-id"]
     return stream_of(response.content)
+
+
+# An upstream without a socket.
+
+
+@dataclass
+class ScriptedTransport:
+    """A transport whose one answer is a list: bytes are read, an exception is raised.
+
+    A number is a silence, in seconds; at the end of the list the body ends.
+    """
+
+    script: list[bytes | BaseException | float]
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    ends_by_close: bool = False
+    refuses: BaseException | None = None
+    """Raised in the place of an answer."""
+    requests: list[UpstreamRequest] = field(default_factory=list)
+    open_now: int = 0
+    closed: int = 0
+    waits: list[float] = field(default_factory=list)
+    """How long each read was told to wait at the most, in seconds."""
+
+    @asynccontextmanager
+    async def open(
+        self, request: UpstreamRequest, *, within: float
+    ) -> AsyncIterator[UpstreamResponse]:
+        self.requests.append(request)
+        if self.refuses is not None:
+            raise self.refuses
+        self.open_now += 1
+        try:
+            yield ScriptedResponse(self, iter(list(self.script)))
+        finally:
+            self.open_now -= 1
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class ScriptedResponse:
+    transport: ScriptedTransport
+    steps: Iterator[bytes | BaseException | float]
+
+    @property
+    def status(self) -> int:
+        return self.transport.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.transport.headers
+
+    @property
+    def ends_by_close(self) -> bool:
+        return self.transport.ends_by_close
+
+    async def read(self, within: float) -> bytes:
+        self.transport.waits.append(within)
+        match next(self.steps, b""):
+            case bytes() as data:
+                return data
+            case BaseException() as exc:
+                raise exc
+            case float() | int() as silence:
+                if silence <= within:
+                    await asyncio.sleep(silence)
+                    return await self.read(within - silence)
+                await asyncio.sleep(within)
+                raise UpstreamTimeout("the upstream was silent")
+
+
+def frame(text: str, **delta: Any) -> bytes:
+    """Return one frame of the upstream's, that adds `text`."""
+    chunk = {"choices": [{"delta": {"role": "assistant", "content": text, **delta}}]}
+    return b"data: %b\n\n" % json.dumps(chunk).encode()
 
 
 # Sockets.

@@ -25,6 +25,7 @@ from tests.conftest import (
     ask,
     error_of,
     eventually,
+    frame,
     stream_of,
     streamed,
 )
@@ -334,12 +335,6 @@ def head(status: str = "200 OK", **headers: str) -> bytes:
     fields = {"content_type": EVENT_STREAM, **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode()
-
-
-def frame(text: str, **delta: str) -> bytes:
-    return (
-        b"data: %b\n\n" % json.dumps({"choices": [{"delta": {"content": text, **delta}}]}).encode()
-    )
 
 
 DONE = b"data: [DONE]\n\n"

@@ -222,6 +222,11 @@ def test_settings_do_not_change() -> None:
         Settings().heartbeat = 5  # type: ignore[misc]
 
 
+def test_what_was_dumped_makes_the_same_settings() -> None:
+    settings = Settings(heartbeat=3, models="upstream", **SECRETS)
+    assert Settings(**settings.model_dump()) == settings
+
+
 # Secrets.
 
 

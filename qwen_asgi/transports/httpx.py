@@ -83,10 +83,11 @@ class HttpxTransport:
     async def open(
         self, request: UpstreamRequest, *, within: float
     ) -> AsyncIterator[UpstreamResponse]:
+        until = asyncio.get_running_loop().time() + within
         pool = await self._pool()
-        await self._take_slot(pool.slots)
+        await self._take_slot(pool.slots, within)
         try:
-            response = await self._send(pool.client, request, within)
+            response = await self._send(pool.client, request, until)
         except BaseException:
             pool.slots.release()
             raise
@@ -128,20 +129,23 @@ class HttpxTransport:
             trust_env=False,
         )
 
-    async def _take_slot(self, slots: asyncio.Semaphore) -> None:
+    async def _take_slot(self, slots: asyncio.Semaphore, within: float) -> None:
+        patience = min(self._connect_timeout, within)
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(patience):
                 await slots.acquire()
         except TimeoutError:
             raise Overloaded(
-                f"no upstream connection became free within {self._connect_timeout:g} seconds; "
+                f"no upstream connection became free within {patience:.3g} seconds; "
                 "try again, or raise QWEN_MAX_CONNECTIONS",
                 retry_after=1,
             ) from None
 
     async def _send(
-        self, client: httpx.AsyncClient, request: UpstreamRequest, within: float
+        self, client: httpx.AsyncClient, request: UpstreamRequest, until: float
     ) -> httpx.Response:
+        # The wait for a slot is part of the time that the caller gives.
+        within = max(until - asyncio.get_running_loop().time(), 0.0)
         connect = min(self._connect_timeout, within)
         timeout = httpx.Timeout(None, connect=connect, pool=connect)
         # Built here and not by the client, so that no default header and no cookie of it is added.
@@ -164,7 +168,7 @@ class HttpxTransport:
                     )
             except TimeoutError:
                 raise UpstreamTimeout(
-                    f"the upstream did not begin to answer within {within:g} seconds"
+                    f"the upstream did not begin to answer within {within:.3g} seconds"
                 ) from None
 
 

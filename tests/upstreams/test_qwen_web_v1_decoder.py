@@ -772,7 +772,7 @@ def encoded(draw: st.DrawFn, deltas: list[dict[str, Any]], done: bool) -> list[b
     if done:
         lines += [b"data: [DONE]", b""]
     body = line_end.join([*lines, b""])
-    if lines and draw(st.booleans()) and not done:
+    if draw(st.booleans()) and lines and not done:
         body = body.rstrip()
     if draw(st.booleans()):
         body = b"\xef\xbb\xbf" + body

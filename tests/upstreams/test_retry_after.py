@@ -48,7 +48,7 @@ def test_a_date_is_counted_from_now(zone: str) -> None:
     assert 85 <= found <= 90
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=150, deadline=None, database=None)
 @given(
     st.text(max_size=40)
     | st.from_regex(

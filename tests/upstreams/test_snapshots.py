@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_asgi.upstreams._snapshots import LONGEST_DOUBT, Contradiction, TextReader
 
-thorough = settings(max_examples=300, deadline=None, database=None)
+thorough = settings(max_examples=150, deadline=None, database=None)
 
 POEM = (
     "静夜思\n\n床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n\nThe moonlight before my bed, "
@@ -44,6 +44,11 @@ HONEST_PIECES = {
     "blank lines": ["\n", "\n\n", "\n\n\n", "\n\n\n\n", "\n\n\n\n\n", "x"],
     "growing once": ["a", "ab"],
     "growing twice": ["a", "ab", "abc"],
+    "growing twice by much": [
+        "Yes",
+        "Yes, and the moon was bright",
+        "Yes, and the moon was bright as frost on the ground",
+    ],
     "growing thrice by little": ["a", "ab", "abc", "abcd"],
     "the beginnings of a word": ["a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg"],
     "the beginnings of a Chinese sentence": ["疑", "疑是", "疑是地", "疑是地上"],

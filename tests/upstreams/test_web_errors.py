@@ -218,7 +218,7 @@ def test_a_forged_line_stays_one_line() -> None:
         assert " " not in error.code
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=150, deadline=None, database=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
