@@ -45,20 +45,27 @@ logger = logging.getLogger(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    """Make an app when a server asks for it, so that importing this module does nothing.
-
-    `app` is for `uvicorn qwen_asgi.standalone:app`, `worker_app` for our own command's workers.
-    """
-    if name not in ("app", "worker_app"):
+    """Make `app` when a server asks for it, so that importing this module does nothing."""
+    if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    settings = load_settings()
-    if name == "app":
-        configure_logging(settings, "qwen_asgi")
-        _warn_if_open(settings)
-    else:
-        configure_logging(settings, "qwen_asgi", "uvicorn")
-    app = globals()[name] = build(settings)
+    app = globals()[name] = create_app()
     return app
+
+
+def create_app() -> ASGIApp:
+    """Return the program's app, as a factory: for hypercorn, which looks a plain name up in its own
+    way and does not find `app`."""
+    settings = load_settings()
+    configure_logging(settings, "qwen_asgi")
+    _warn_if_open(settings)
+    return build(settings)
+
+
+def create_worker_app() -> ASGIApp:
+    """Return the app of one of our own command's workers; the command has said what is to say."""
+    settings = load_settings()
+    configure_logging(settings, "qwen_asgi", "uvicorn")
+    return build(settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "credential; set QWEN_CLIENT_KEYS",
             options.host,
         )
-    # Several workers each import the app by its name; one is handed it as it is.
-    app = f"{__name__}:worker_app" if options.workers > 1 else build(settings)
+    # Several workers each make their own app, by its factory's name; one is handed it as it is.
+    several = options.workers > 1
     uvicorn.run(
-        app,
+        f"{__name__}:create_worker_app" if several else build(settings),
+        factory=several,
         host=options.host,
         port=options.port,
         workers=options.workers,
