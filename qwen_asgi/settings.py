@@ -82,9 +82,7 @@ class Settings(BaseModel):
     """The dialect that the upstream speaks."""
     base_url: str = "https://chat.qwenlm.ai"
     """The upstream's origin, to which the dialect adds its paths."""
-    models: (
-        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | Literal["upstream"]
-    ) = SEED_MODELS
+    models: tuple[ModelName, ...] | Literal["upstream"] = SEED_MODELS
     """The models that clients may name; `upstream` reads them from the upstream."""
     incremental: bool = True
     """True asks the upstream for new pieces only; False reads the whole text so far."""
