@@ -160,7 +160,25 @@ def ask(text: str = "Hello", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
 
 
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+class Answered(Protocol):
+    """A response, of httpx or of the package that Starlette's test client is made with."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def json(self) -> Any: ...
+
+
+def error_of(response: Answered, status: int) -> dict[str, Any]:
     """Return the error that a response is, having checked its form."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -174,7 +192,7 @@ def checked_error(document: Any) -> dict[str, Any]:
     return dict(document["error"])
 
 
-def answer_of(response: httpx.Response) -> dict[str, Any]:
+def answer_of(response: Answered) -> dict[str, Any]:
     """Return the document of a whole answer, having checked its form."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
@@ -246,7 +264,7 @@ def stream_of(body: bytes) -> StreamRead:
     return read
 
 
-def streamed(response: httpx.Response) -> StreamRead:
+def streamed(response: Answered) -> StreamRead:
     """Return the stream that a response is, having checked its form."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")

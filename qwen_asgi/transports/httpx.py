@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from weakref import WeakKeyDictionary
 
@@ -26,45 +26,20 @@ HTTPX_DEFAULT_LIMIT = 100
 """Connections of a client whose pool cannot be asked; httpx's own default."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """What one event loop has open."""
-
-    client: httpx.AsyncClient
-    slots: asyncio.Semaphore
-    """As many as the client has connections.
-
-    The pool of httpx 0.28 loses connections for good when requests are cancelled while they wait
-    inside it (encode/httpcore#1093); so they wait here, before it, and with a deadline.
-    """
-    closer: AsyncGenerator[None]
-    """Closes the client when the event loop ends in an orderly way and nobody else did."""
-    closing: set[asyncio.Task[None]] = field(default_factory=set)
-
-    async def give_back(self, response: httpx.Response) -> None:
-        """Close a response, then free its slot.
-
-        In a task of its own: a cancellation in the middle of it would lose the connection for good
-        (again encode/httpcore#1093).
-        """
-        if response.is_closed:
-            self.slots.release()
-            return
-        task = asyncio.create_task(_close(response), name="qwen_asgi upstream close")
-        self.closing.add(task)
-        task.add_done_callback(self._closed)
-        await asyncio.shield(task)
-
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        self.closing.discard(task)
-        self.slots.release()
+KEEP_SECONDS = 30.0
+"""How long an unused connection is kept; an upstream that closes it sooner is noticed."""
 
 
 class HttpxTransport:
     """Sends requests through httpx: HTTP/1.1, no redirects, no cookies, nothing read from outside.
 
-    Without `client` it makes one for each event loop, and closes what it made. With `client` it
-    uses that one, never closes it, and it works in that client's loop only.
+    Without `client` it makes its own, for each event loop, and closes what it made. With `client`
+    it uses that one, never closes it, and it works in that client's loop only.
+
+    The pool of httpx 0.28 loses connections for good when a request is cancelled at a bad moment,
+    which is what a client that leaves does (encode/httpcore#1093 and others). So its own clients
+    hold one connection each, and one that was broken off is thrown away; under a given client,
+    requests at least never wait inside its pool, where that is most likely.
     """
 
     def __init__(
@@ -86,15 +61,12 @@ class HttpxTransport:
         until = asyncio.get_running_loop().time() + within
         pool = await self._pool()
         await self._take_slot(pool.slots, within)
+        call = _Call(pool.take())
         try:
-            response = await self._send(pool.client, request, until)
-        except BaseException:
-            pool.slots.release()
-            raise
-        try:
-            yield _Response(response)
+            await self._send(call, request, until)
+            yield call
         finally:
-            await pool.give_back(response)
+            await pool.give_back(call)
 
     async def aclose(self) -> None:
         pool = self._pools.pop(asyncio.get_running_loop(), None)
@@ -106,28 +78,16 @@ class HttpxTransport:
         pool = self._pools.get(loop)
         if pool is None:
             self._forget_closed_loops()
-            client = self._given or self._new_client()
-            slots = min(self._max_connections, _connection_limit(client))
-            closer = _closer(None if self._given else client)
-            pool = self._pools[loop] = _Pool(client, asyncio.Semaphore(slots), closer)
-            await anext(closer)
+            limit = self._max_connections
+            if self._given is not None:
+                limit = min(limit, _connection_limit(self._given))
+            pool = self._pools[loop] = _Pool(self._given, limit)
+            await anext(pool.closer)
         return pool
 
     def _forget_closed_loops(self) -> None:
         for loop in [loop for loop in self._pools if loop.is_closed()]:
             del self._pools[loop]
-
-    def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            limits=httpx.Limits(
-                max_connections=self._max_connections,
-                max_keepalive_connections=self._max_connections,
-                keepalive_expiry=30.0,
-            ),
-            # An upstream's cookies are nobody's: calls of different clients share this one.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            trust_env=False,
-        )
 
     async def _take_slot(self, slots: asyncio.Semaphore, within: float) -> None:
         patience = min(self._connect_timeout, within)
@@ -141,30 +101,30 @@ class HttpxTransport:
                 retry_after=1,
             ) from None
 
-    async def _send(
-        self, client: httpx.AsyncClient, request: UpstreamRequest, until: float
-    ) -> httpx.Response:
+    async def _send(self, call: _Call, request: UpstreamRequest, until: float) -> None:
         # The wait for a slot is part of the time that the caller gives.
         within = max(until - asyncio.get_running_loop().time(), 0.0)
         connect = min(self._connect_timeout, within)
         timeout = httpx.Timeout(None, connect=connect, pool=connect)
-        # Built here and not by the client, so that no default header and no cookie of it is added.
-        outgoing = httpx.Request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            content=request.body,
-            extensions={"timeout": timeout.as_dict()},
-        )
-        if client.is_closed:
+        if call.client.is_closed:
             raise UpstreamUnreachable("the http_client that this gateway was given is closed")
         # Our credential stands, whatever a given client would put in its place.
         auth = None if "authorization" in request.headers else httpx.USE_CLIENT_DEFAULT
         with _translated(connect):
+            # Built here and not by the client, so that no default header or cookie of it is added.
+            outgoing = httpx.Request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                content=request.body,
+                extensions={"timeout": timeout.as_dict()},
+            )
             try:
                 async with asyncio.timeout(within):
-                    return await client.send(
-                        outgoing, stream=True, auth=auth, follow_redirects=False
+                    call.begin(
+                        await call.client.send(
+                            outgoing, stream=True, auth=auth, follow_redirects=False
+                        )
                     )
             except TimeoutError:
                 raise UpstreamTimeout(
@@ -172,22 +132,25 @@ class HttpxTransport:
                 ) from None
 
 
-class _Response:
-    """An httpx response as an `UpstreamResponse`."""
+class _Call:
+    """One request on its way and, once there is one, its answer as an `UpstreamResponse`."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.response: httpx.Response | None = None
+        self.is_whole = False
+        """Whether the answer was read to its proper end, so that the connection is as it was."""
+
+    def begin(self, response: httpx.Response) -> None:
+        self.response = response
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         encoded = response.headers.get("content-encoding", "identity") != "identity"
         # A response that was made whole, as mocks are, can be read in the one way only.
-        whole = response.is_stream_consumed
-        self._chunks = response.aiter_bytes() if encoded or whole else response.aiter_raw()
-
-    @property
-    def ends_by_close(self) -> bool:
+        decoded = encoded or response.is_stream_consumed
+        self._chunks = response.aiter_bytes() if decoded else response.aiter_raw()
         framed = "content-length" in self.headers or "transfer-encoding" in self.headers
-        return not framed and self._response.http_version.startswith("HTTP/1")
+        self.ends_by_close = not framed and response.http_version.startswith("HTTP/1")
 
     async def read(self, within: float) -> bytes:
         with _translated(within):
@@ -196,9 +159,86 @@ class _Response:
                     async for chunk in self._chunks:
                         if chunk:
                             return chunk
-                    return b""
             except TimeoutError:
                 raise UpstreamTimeout(f"the upstream was silent for {within:.3g} seconds") from None
+        self.is_whole = True
+        return b""
+
+
+class _Pool:
+    """What one event loop has open: a given client, or clients of one connection each."""
+
+    def __init__(self, given: httpx.AsyncClient | None, limit: int) -> None:
+        self.slots = asyncio.Semaphore(limit)
+        """As many as there may be connections: who waits for one waits here, with a deadline."""
+        self.closer = self._closer()
+        """Closes what is idle when the event loop ends in an orderly way and nobody else did."""
+        self._given = given
+        self._idle: deque[tuple[float, httpx.AsyncClient]] = deque()
+        """Since when, in the loop's time, and who; the one that was used last is used next."""
+        # Once for all of them: reading the certificates takes longer than all else here.
+        self._tls = httpx.create_ssl_context(trust_env=False) if given is None else None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._is_closed = False
+
+    def take(self) -> httpx.AsyncClient:
+        if self._given is not None:
+            return self._given
+        self._close_old()
+        return self._idle.pop()[1] if self._idle else self._new_client()
+
+    async def give_back(self, call: _Call) -> None:
+        """Keep the connection of a call, or close what was broken off; then free its slot."""
+        if call.is_whole and self._given is None and not self._is_closed:
+            self._idle.append((self._loop.time(), call.client))
+            self._close_old()
+        elif not (call.is_whole and self._given is not None):
+            # In a task of its own: who was cancelled once may be again, in the middle of it.
+            closing = self._close_later(call)
+            closing.add_done_callback(lambda _: self.slots.release())
+            await asyncio.shield(closing)
+            return
+        self.slots.release()
+
+    def _new_client(self) -> httpx.AsyncClient:
+        assert self._tls is not None
+        return httpx.AsyncClient(
+            verify=self._tls,
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEP_SECONDS),
+            # An upstream's cookies are nobody's: calls of different clients share this one.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            trust_env=False,
+        )
+
+    def _close_old(self) -> None:
+        while self._idle and self._idle[0][0] < self._loop.time() - KEEP_SECONDS:
+            self._close_later(_Call(self._idle.popleft()[1]))
+
+    def _close_later(self, call: _Call) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._close(call), name="qwen_asgi upstream close")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
+
+    async def _close(self, call: _Call) -> None:
+        # It is given up anyway; how its connection takes it is of no more interest.
+        ignored = suppress(httpx.HTTPError, httpx.StreamError, OSError, anyio.BrokenResourceError)
+        if call.response is not None:
+            with ignored:
+                await call.response.aclose()
+        if self._given is None:
+            with ignored:
+                await call.client.aclose()
+
+    async def _closer(self) -> AsyncGenerator[None]:
+        """Event loops close their async generators at their end: `asyncio.run` and servers do."""
+        try:
+            yield
+        finally:
+            self._is_closed = True
+            while self._idle:
+                await self._close(_Call(self._idle.pop()[1]))
 
 
 @contextmanager
@@ -241,18 +281,3 @@ def _connection_limit(client: httpx.AsyncClient) -> int:
     pool = getattr(getattr(client, "_transport", None), "_pool", None)
     limit = getattr(pool, "_max_connections", None)
     return limit if isinstance(limit, int) and limit > 0 else HTTPX_DEFAULT_LIMIT
-
-
-async def _close(response: httpx.Response) -> None:
-    # It is given up anyway; how its connection takes it is of no more interest.
-    with suppress(httpx.HTTPError, httpx.StreamError, OSError, anyio.BrokenResourceError):
-        await response.aclose()
-
-
-async def _closer(client: httpx.AsyncClient | None) -> AsyncGenerator[None]:
-    """Event loops close their async generators at their end: `asyncio.run` and servers do."""
-    try:
-        yield
-    finally:
-        if client is not None:
-            await client.aclose()
