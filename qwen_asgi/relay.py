@@ -7,7 +7,12 @@ import logging
 from qwen_asgi.apis import ClientAPI
 from qwen_asgi.chat import ChatRequest, Fold, Upstream
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
-from qwen_asgi.errors import InternalError, QwenASGIError, UpstreamInvalidResponse
+from qwen_asgi.errors import (
+    InternalError,
+    QwenASGIError,
+    UpstreamError,
+    UpstreamInvalidResponse,
+)
 from qwen_asgi.exchange import Exchange
 from qwen_asgi.http import JSON, EventStream, RawHeaders, Response
 
@@ -88,6 +93,10 @@ async def _stream(
         if stream.ended or not stream.started:
             raise
         exchange.failed(error)
+        if isinstance(error, UpstreamError):
+            logger.warning(
+                "request %s: upstream: %s (%s)", exchange.request_id, error.message, error.code
+            )
         watch.stop()
         await stream.end(writer.fail(error))
     except ClientLeft:

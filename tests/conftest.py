@@ -376,6 +376,17 @@ def http_bytes(
     return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body
 
 
+def read_request(connection: socket.socket) -> None:
+    """Take one whole request from a client."""
+    with connection.makefile("rb") as lines:
+        length = 0
+        while (line := lines.readline()) not in (b"\r\n", b""):
+            name, _, value = line.lower().partition(b":")
+            if name == b"content-length":
+                length = int(value)
+        lines.read(length)
+
+
 def eventually(condition: Callable[[], object], within: float = 5.0) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + within

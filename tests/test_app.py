@@ -33,6 +33,7 @@ from tests.conftest import (
     eventually,
     frame,
     http_bytes,
+    read_request,
     streamed,
 )
 from tests.schemas import check_model, check_models
@@ -327,6 +328,9 @@ def test_each_chat_is_one_line_without_its_words(
     assert "status=429 end=upstream_rate_limited" in lines[1]
     assert "stream=True status=200 end=upstream_truncated" in lines[2]
     assert "status=400 end=model_not_found" in lines[3]
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    for name in "two", "three":
+        assert len([text for text in warned if text.startswith(f"request {name}: upstream: ")]) == 1
 
 
 def test_bodies_are_logged_only_where_that_was_asked_for_and_forge_no_line(
@@ -411,7 +415,7 @@ def test_connections_are_closed_with_the_lifespan(
             upstream, _ = listener.accept()
             with upstream:
                 upstream.settimeout(5)
-                upstream.recv(65536)
+                read_request(upstream)
                 body = b'{"choices": [{"message": {"content": "Hi"}}]}'
                 upstream.sendall(
                     b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)

@@ -380,7 +380,7 @@ ODD = {
     "a length that is none": http_bytes(b"{}", content_length="-1"),
     "two lengths": http_bytes(b"{}").replace(b"\r\n\r\n", b"\r\ncontent-length: 7\r\n\r\n"),
     "a length and chunks": http_bytes(b"0\r\n\r\n", transfer_encoding="chunked"),
-    "an endless header": http_bytes(GOOD.encode(), x="x" * 200_000),
+    "an endless header": http_bytes(method="GET", path="/v1/models", x="x" * 200_000),
     "raw bytes in the path": http_bytes(GOOD.encode(), path="/v1/chat/completions\xff\xfe"),
     "a blank in the path": http_bytes(GOOD.encode(), path="/v1/chat/comple tions"),
     "an asterisk": http_bytes(method="OPTIONS", path="*"),

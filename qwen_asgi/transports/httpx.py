@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from weakref import WeakKeyDictionary
 
@@ -24,7 +26,6 @@ from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 
 HTTPX_DEFAULT_LIMIT = 100
 """Connections of a client whose pool cannot be asked; httpx's own default."""
-
 
 KEEP_SECONDS = 30.0
 """How long an unused connection is kept; an upstream that closes it sooner is noticed."""
@@ -58,7 +59,7 @@ class HttpxTransport:
     async def open(
         self, request: UpstreamRequest, *, within: float
     ) -> AsyncIterator[UpstreamResponse]:
-        until = asyncio.get_running_loop().time() + within
+        until = _now() + within
         pool = await self._pool()
         await self._take_slot(pool.slots, within)
         call = _Call(pool.take())
@@ -103,7 +104,7 @@ class HttpxTransport:
 
     async def _send(self, call: _Call, request: UpstreamRequest, until: float) -> None:
         # The wait for a slot is part of the time that the caller gives.
-        within = max(until - asyncio.get_running_loop().time(), 0.0)
+        within = max(until - _now(), 0.0)
         connect = min(self._connect_timeout, within)
         timeout = httpx.Timeout(None, connect=connect, pool=connect)
         if call.client.is_closed:
@@ -176,10 +177,8 @@ class _Pool:
         self._given = given
         self._idle: deque[tuple[float, httpx.AsyncClient]] = deque()
         """Since when, in the loop's time, and who; the one that was used last is used next."""
-        # Once for all of them: reading the certificates takes longer than all else here.
-        self._tls = httpx.create_ssl_context(trust_env=False) if given is None else None
+        self._tls = _tls() if given is None else True
         self._closing: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.get_running_loop()
         self._is_closed = False
 
     def take(self) -> httpx.AsyncClient:
@@ -190,19 +189,18 @@ class _Pool:
 
     async def give_back(self, call: _Call) -> None:
         """Keep the connection of a call, or close what was broken off; then free its slot."""
-        if call.is_whole and self._given is None and not self._is_closed:
-            self._idle.append((self._loop.time(), call.client))
-            self._close_old()
-        elif not (call.is_whole and self._given is not None):
-            # In a task of its own: who was cancelled once may be again, in the middle of it.
-            closing = self._close_later(call)
-            closing.add_done_callback(lambda _: self.slots.release())
-            await asyncio.shield(closing)
+        if call.is_whole and not self._is_closed:
+            if self._given is None:
+                self._idle.append((_now(), call.client))
+                self._close_old()
+            self.slots.release()
             return
-        self.slots.release()
+        # In a task of its own: who was cancelled once may be again, in the middle of it.
+        closing = self._close_later(call)
+        closing.add_done_callback(lambda _: self.slots.release())
+        await asyncio.shield(closing)
 
     def _new_client(self) -> httpx.AsyncClient:
-        assert self._tls is not None
         return httpx.AsyncClient(
             verify=self._tls,
             limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEP_SECONDS),
@@ -212,11 +210,11 @@ class _Pool:
         )
 
     def _close_old(self) -> None:
-        while self._idle and self._idle[0][0] < self._loop.time() - KEEP_SECONDS:
+        while self._idle and self._idle[0][0] < _now() - KEEP_SECONDS:
             self._close_later(_Call(self._idle.popleft()[1]))
 
     def _close_later(self, call: _Call) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._close(call), name="qwen_asgi upstream close")
+        task = asyncio.create_task(self._close(call), name="qwen_asgi upstream close")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
@@ -281,3 +279,13 @@ def _connection_limit(client: httpx.AsyncClient) -> int:
     pool = getattr(getattr(client, "_transport", None), "_pool", None)
     limit = getattr(pool, "_max_connections", None)
     return limit if isinstance(limit, int) and limit > 0 else HTTPX_DEFAULT_LIMIT
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """What servers are checked with; reading the certificates takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
