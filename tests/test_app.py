@@ -433,15 +433,26 @@ def test_connections_are_closed_with_the_lifespan(
 
 @pytest.mark.anyio
 async def test_after_aclose_a_request_opens_anew(make_gateway: MakeGateway) -> None:
-    gateway = make_gateway()
-    await gateway.aclose()
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=gateway), base_url="http://gateway"
-    ) as client:
-        for _ in range(2):
-            answer_of(await client.post(CHAT, json=ask()))
-            await gateway.aclose()
-            await gateway.aclose()
+    qwen = SimulatedQwen()
+    ports = []
+
+    async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            ports.append(scope["client"][1])
+        await qwen(scope, receive, send)
+
+    with serve(upstream) as url:
+        gateway = make_gateway(base_url=url)
+        await gateway.aclose()
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=gateway), base_url="http://gateway"
+        ) as client:
+            for _ in range(2):
+                answer_of(await client.post(CHAT, json=ask()))
+                answer_of(await client.post(CHAT, json=ask()))
+                await gateway.aclose()
+                await gateway.aclose()
+    assert ports[0] == ports[1] != ports[2] == ports[3]
 
 
 def test_one_gateway_serves_several_event_loops(

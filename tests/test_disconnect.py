@@ -35,15 +35,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen_asgi import Gateway
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
-from qwen_asgi.testing import Fault, SimulatedQwen, serve
+from qwen_asgi.testing import DONE, Fault, SimulatedQwen, serve
 from tests.conftest import (
     CHAT,
     GatewayURL,
     MakeGateway,
+    ScriptedTransport,
     answer_of,
     ask,
     connect,
     eventually,
+    frame,
     http_bytes,
     read_request,
     streamed,
@@ -321,6 +323,28 @@ def test_a_whole_answer_is_not_taken_for_a_client_that_left(
         assert qwen.hung_up == 0
         # One, but that a busy machine may be too slow for the short wait for a stream's end.
         assert len(ports) <= 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+async def test_a_server_that_says_goodbye_as_the_last_piece_goes_out_is_right_too(
+    make_gateway: MakeGateway, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    """As soon as a response is complete, servers report that the client has left."""
+    line = Line()
+    body = json.dumps(ask(stream=stream)).encode()
+    line.messages.put_nowait({"type": "http.request", "body": body})
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            line.hang_up()
+            await asyncio.sleep(0.01)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    gateway = make_gateway(transport=ScriptedTransport([frame("Hi "), DONE]))
+    with caplog.at_level(logging.INFO, "qwen_asgi"):
+        await gateway(scope, line, send)
+    assert ENDS.findall(caplog.text) == ["done"]
 
 
 def test_a_client_that_left_stands_in_the_log(
