@@ -11,9 +11,8 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -48,11 +47,14 @@ from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
 from qwen_asgi.request_log import printable
-from qwen_asgi.settings import Settings
+from qwen_asgi.settings import Settings, revealed
 from qwen_asgi.transports import Transport
-from qwen_asgi.transports.httpx import HttpxTransport
+from qwen_asgi.transports.lanes import lane_to
 from qwen_asgi.upstreams.call import HTTPUpstream, Timeouts
 from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
+
+if TYPE_CHECKING:
+    import httpx
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +109,7 @@ class Gateway:
         if authenticate is not None and settings.client_keys:
             raise ValueError("give either authenticate or client_keys: each decides who is let in")
         self._owned = transport is None
-        self._transport = transport or HttpxTransport(
-            http_client,
-            max_connections=settings.max_connections,
-            connect_timeout=settings.connect_timeout,
-        )
+        self._transport = transport or _transport(settings, http_client)
         self._authenticate = _who_is_let_in(settings, authenticate)
         self._api = OpenAIChat()
         self._catalog = _catalog(settings, self._transport)
@@ -337,11 +335,22 @@ def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Aut
     return _everybody
 
 
+def _transport(settings: Settings, http_client: httpx.AsyncClient | None) -> Transport:
+    return lane_to(
+        settings.base_url,
+        http_client=http_client,
+        http_proxy=revealed(settings.http_proxy),
+        https_proxy=revealed(settings.https_proxy),
+        no_proxy=settings.no_proxy,
+        max_connections=settings.max_connections,
+        connect_timeout=settings.connect_timeout,
+    )
+
+
 def _catalog(settings: Settings, transport: Transport) -> Catalog:
-    key = settings.api_key
     dialect = QwenWebV1(
         settings.base_url,
-        "" if key is None else key.get_secret_value(),
+        revealed(settings.api_key) or "",
         incremental=settings.incremental,
         headers=settings.headers,
     )

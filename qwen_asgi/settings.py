@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -43,6 +44,9 @@ ENVIRONMENT = {
     "QWEN_INCREMENTAL": "incremental",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
+    "HTTP_PROXY": "http_proxy",
+    "HTTPS_PROXY": "https_proxy",
+    "NO_PROXY": "no_proxy",
     "QWEN_CONNECT_TIMEOUT": "connect_timeout",
     "QWEN_FIRST_TIMEOUT": "first_timeout",
     "QWEN_IDLE_TIMEOUT": "idle_timeout",
@@ -57,8 +61,12 @@ ENVIRONMENT = {
 }
 """Variable to field: the whole of what `Settings.from_env` reads."""
 
-_LISTS = {"client_keys", "cors_origins", "models"}
-_SECRETS = {"api_key", "client_keys", "headers"}
+_ALSO_IN_LOWER_CASE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+"""As other programs read them; where both are set, lower case goes first."""
+
+_LISTS = {"client_keys", "cors_origins", "models", "no_proxy"}
+_SECRETS = {"api_key", "client_keys", "headers", "http_proxy", "https_proxy"}
+_PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
 _FRAMING_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "upgrade"}
@@ -91,6 +99,13 @@ class Settings(BaseModel):
 
     client_keys: tuple[SecretStr, ...] = ()
     """Keys, one of which a client must send as a bearer token."""
+
+    http_proxy: SecretStr | None = None
+    """The proxy on the way to an `http://` upstream, as an address; it may hold a password."""
+    https_proxy: SecretStr | None = None
+    """The proxy on the way to an `https://` upstream."""
+    no_proxy: tuple[str, ...] = ()
+    """Hosts and domains that are reached without a proxy; `*` for all."""
 
     connect_timeout: Seconds = 10.0
     """Longest wait for a connection to the upstream."""
@@ -168,6 +183,27 @@ class Settings(BaseModel):
             raise ValueError("should be printable ASCII without blanks")
         return value
 
+    @field_validator("http_proxy", "https_proxy")
+    @classmethod
+    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        # "proxy:3128" is what other programs take too.
+        text = value.get_secret_value()
+        text = text if "://" in text else f"http://{text}"
+        try:
+            parts = urlsplit(text)
+            valid = bool(parts.scheme in _PROXY_SCHEMES and parts.hostname and parts.port != 0)
+        except ValueError:
+            valid = False
+        if not valid or not re.fullmatch(r"[\x21-\x7e]+", text):
+            raise ValueError("should be a proxy's address such as http://proxy.example:3128")
+        if parts.scheme.startswith("socks") and find_spec("socksio") is None:
+            raise ValueError(
+                "needs the package socksio for a SOCKS proxy: pip install httpx[socks]"
+            )
+        return SecretStr(text)
+
     @field_validator("client_keys")
     @classmethod
     def _plain_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -190,7 +226,7 @@ class Settings(BaseModel):
         env_file: str | Path | None = None,
         **defaults: Any,
     ) -> Self:
-        """Read the `QWEN_*` variables; empty ones count as not set.
+        """Read the variables of `ENVIRONMENT`; empty ones count as not set.
 
         `environ` is the process's environment unless given; a variable in it goes before one in
         `env_file`, a file of `NAME=value` lines that is read only when named here. `defaults` are
@@ -200,7 +236,7 @@ class Settings(BaseModel):
         variables.update(os.environ if environ is None else environ)
         values: dict[str, Any] = dict(defaults)
         for variable, field in ENVIRONMENT.items():
-            text = (variables.get(variable) or "").strip()
+            text = _text(variables, variable)
             if text:
                 values[field] = _parse(field, text)
                 if values[field] == ():
@@ -211,6 +247,11 @@ class Settings(BaseModel):
             raise SettingsError(_in_variables(str(exc))) from None
 
 
+def revealed(secret: SecretStr | None) -> str | None:
+    """Return a secret's text, for the one place that it is sent to."""
+    return None if secret is None else secret.get_secret_value()
+
+
 def _read_file(path: str | Path) -> dict[str, str | None]:
     try:
         # Some editors begin a file with a byte order mark. A value is taken as it stands: a `${`
@@ -219,6 +260,14 @@ def _read_file(path: str | Path) -> dict[str, str | None]:
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
         raise SettingsError(f"{path} cannot be read: {reason}") from None
+
+
+def _text(variables: Mapping[str, str | None], name: str) -> str:
+    lower = variables.get(name.lower()) if name in _ALSO_IN_LOWER_CASE else None
+    if not lower and name == "HTTP_PROXY" and "REQUEST_METHOD" in variables:
+        # Under CGI a client sets it, with a header named Proxy (CVE-2016-5385).
+        return ""
+    return (lower or variables.get(name) or "").strip()
 
 
 def _parse(field: str, text: str) -> Any:

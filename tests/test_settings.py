@@ -52,6 +52,9 @@ def test_defaults_are_the_designs() -> None:
         "incremental": True,
         "headers": {},
         "client_keys": (),
+        "http_proxy": None,
+        "https_proxy": None,
+        "no_proxy": (),
         "connect_timeout": 10.0,
         "first_timeout": 120.0,
         "idle_timeout": 60.0,
@@ -65,6 +68,11 @@ def test_defaults_are_the_designs() -> None:
         "cors_origins": (),
     }
 
+
+PROXIES: tuple[list[Any], list[Any]] = (
+    [None, "proxy:3128", "http://proxy", "https://user:p%40ss@proxy:1", "http://[::1]:3128"],
+    ["", "ftp://proxy", "http://", "http://proxy:0", "http://proxy:x", "http://a b", "http://é", 5],
+)
 
 BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "api_key": (
@@ -131,6 +139,9 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
         [(), ("k",), ["a", "b"]],
         [("",), (" ",), ("a", ""), ("a b",), ("a\n",), ("ключ",), "k", None, (5,)],
     ),
+    "http_proxy": PROXIES,
+    "https_proxy": PROXIES,
+    "no_proxy": ([(), ("*",), ["localhost", ".example.com"]], ["*", None, (5,)]),
     "connect_timeout": (
         [0.001, 10, 86_400],
         [0, -1, 86_401, "x", None, float("nan"), float("inf")],
@@ -288,6 +299,9 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_INCREMENTAL": ("incremental", "false", False),
     "QWEN_HEADERS": ("headers", "User-Agent: x\nX-A: b: c", {"user-agent": "x", "x-a": "b: c"}),
     "QWEN_CLIENT_KEYS": ("client_keys", "a, b", (SecretStr("a"), SecretStr("b"))),
+    "HTTP_PROXY": ("http_proxy", "proxy:3128", SecretStr("http://proxy:3128")),
+    "HTTPS_PROXY": ("https_proxy", "http://u:p@proxy:3128", SecretStr("http://u:p@proxy:3128")),
+    "NO_PROXY": ("no_proxy", "localhost, .example.com", ("localhost", ".example.com")),
     "QWEN_CONNECT_TIMEOUT": ("connect_timeout", "2.5", 2.5),
     "QWEN_FIRST_TIMEOUT": ("first_timeout", "30", 30.0),
     "QWEN_IDLE_TIMEOUT": ("idle_timeout", "31", 31.0),
@@ -362,6 +376,9 @@ WRONG: list[tuple[str, str, bool]] = [
     ("QWEN_HEADERS", '{"a": ["canary"]}', False),
     ("QWEN_HEADERS", "host: canary", False),
     ("QWEN_CLIENT_KEYS", "canary one,b", False),
+    ("HTTP_PROXY", "ftp://user:canary@proxy", False),
+    ("HTTPS_PROXY", "http://user:canary@proxy:99999", False),
+    ("HTTPS_PROXY", "http://user:can ary@proxy", False),
     ("QWEN_CONNECT_TIMEOUT", "canary", True),
     ("QWEN_FIRST_TIMEOUT", "canary", True),
     ("QWEN_IDLE_TIMEOUT", "60canary", True),
@@ -387,6 +404,33 @@ def test_a_wrong_variable_is_named_with_its_value_unless_that_is_a_secret(
 @pytest.mark.parametrize("variable", ["QWEN_CLIENT_KEYS", "QWEN_MODELS", "QWEN_CORS_ORIGINS"])
 def test_a_list_of_commas_is_an_error_and_no_open_gateway(variable: str, text: str) -> None:
     assert wrong_in({variable: text}).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"])
+def test_proxies_are_read_in_lower_case_too_and_that_goes_first(name: str) -> None:
+    field = ENVIRONMENT[name]
+    lower = {name.lower(): "http://lower:1"}
+    assert Settings.from_env(lower) == Settings.from_env({**lower, name: "http://upper:1"})
+    assert getattr(Settings.from_env(lower), field) != getattr(Settings(), field)
+
+
+def test_a_proxy_that_a_client_of_a_cgi_script_may_have_set_is_not_used() -> None:
+    """A header `Proxy` becomes the variable HTTP_PROXY there (CVE-2016-5385)."""
+    environment = {"REQUEST_METHOD": "POST", "HTTP_PROXY": "http://theirs:1"}
+    assert Settings.from_env(environment) == Settings()
+    assert Settings.from_env({**environment, "http_proxy": "http://ours:1"}).http_proxy is not None
+
+
+def test_a_proxy_needs_what_its_scheme_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_asgi.settings.find_spec", lambda name: None)
+    assert "pip install httpx[socks]" in wrong_in({"HTTPS_PROXY": "socks5://proxy:1080"})
+    monkeypatch.setattr("qwen_asgi.settings.find_spec", lambda name: object())
+    assert Settings.from_env({"HTTPS_PROXY": "socks5://proxy:1080"}).https_proxy is not None
+
+
+def test_a_proxy_s_password_is_not_shown() -> None:
+    settings = Settings(https_proxy="http://user:canary@proxy")
+    assert "canary" not in f"{settings!r} {settings.model_dump_json()}"
 
 
 def test_defaults_give_way_to_the_environment() -> None:

@@ -34,8 +34,9 @@ KEEP_SECONDS = 30.0
 class HttpxTransport:
     """Sends requests through httpx: HTTP/1.1, no redirects, no cookies, nothing read from outside.
 
-    Without `client` it makes its own, for each event loop, and closes what it made. With `client`
-    it uses that one, never closes it, and it works in that client's loop only.
+    Without `client` it makes its own, for each event loop, and closes what it made; `proxy`, an
+    address with or without a user and password, is what they go through. With `client` it uses
+    that one as it is, never closes it, and it works in that client's loop only.
 
     The pool of httpx 0.28 loses connections for good when a request is cancelled at a bad moment,
     which is what a client that leaves does (encode/httpcore#1093 and others). So its own clients
@@ -47,10 +48,12 @@ class HttpxTransport:
         self,
         client: httpx.AsyncClient | None = None,
         *,
+        proxy: str | None = None,
         max_connections: int = 1000,
         connect_timeout: float = 10.0,
     ) -> None:
         self._given = client
+        self._proxy = proxy
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
@@ -82,7 +85,7 @@ class HttpxTransport:
             limit = self._max_connections
             if self._given is not None:
                 limit = min(limit, _connection_limit(self._given))
-            pool = self._pools[loop] = _Pool(self._given, limit)
+            pool = self._pools[loop] = _Pool(self._given, self._proxy, limit)
             await anext(pool.closer)
         return pool
 
@@ -169,12 +172,13 @@ class _Call:
 class _Pool:
     """What one event loop has open: a given client, or clients of one connection each."""
 
-    def __init__(self, given: httpx.AsyncClient | None, limit: int) -> None:
+    def __init__(self, given: httpx.AsyncClient | None, proxy: str | None, limit: int) -> None:
         self.slots = asyncio.Semaphore(limit)
         """As many as there may be connections: who waits for one waits here, with a deadline."""
         self.closer = self._closer()
         """Closes what is idle when the event loop ends in an orderly way and nobody else did."""
         self._given = given
+        self._proxy = proxy
         self._idle: deque[tuple[float, httpx.AsyncClient]] = deque()
         """Since when, in the loop's time, and who; the one that was used last is used next."""
         self._tls = _tls() if given is None else True
@@ -203,6 +207,7 @@ class _Pool:
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             verify=self._tls,
+            proxy=self._proxy,
             limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEP_SECONDS),
             # An upstream's cookies are nobody's: calls of different clients share this one.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

@@ -1,0 +1,44 @@
+"""Bodies that an upstream compressed although it was asked not to."""
+
+from __future__ import annotations
+
+import zlib
+
+from qwen_asgi.errors import UpstreamInvalidResponse
+
+_WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+LARGEST_PIECE = 1024 * 1024
+"""Bytes that one step unpacks at most, so that a small body cannot fill the memory."""
+
+
+class Decompressor:
+    """Unpacks a body in pieces: `feed` what arrived, then `take` until it gives nothing."""
+
+    def __init__(self, encoding: str) -> None:
+        """Raises UpstreamInvalidResponse for an encoding that is not known."""
+        window = _WINDOW.get(encoding.strip().lower())
+        if window is None:
+            raise UpstreamInvalidResponse("the upstream compressed its answer in an unknown way")
+        self._unpacker = zlib.decompressobj(window)
+        self._packed = b""
+
+    def feed(self, data: bytes) -> None:
+        self._packed += data
+
+    def take(self) -> bytes:
+        """Return the next piece; nothing when more has to be fed first."""
+        while self._packed and not self._unpacker.eof:
+            try:
+                piece = self._unpacker.decompress(self._packed, LARGEST_PIECE)
+            except zlib.error:
+                raise UpstreamInvalidResponse("the upstream's answer cannot be unpacked") from None
+            self._packed = self._unpacker.unconsumed_tail
+            if piece:
+                return piece
+        return b""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the packed data's own end was reached."""
+        return self._unpacker.eof

@@ -1,0 +1,200 @@
+"""The default lane: HTTP/1.1 over asyncio's sockets, parsed by httptools.
+
+A connection serves one exchange at a time. It goes back to its pool only if its answer was read to
+the end and the server keeps it open, and is closed in every other case, so that a request that is
+cancelled, at whatever moment, never poisons it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from qwen_asgi.errors import UpstreamUnreachable
+from qwen_asgi.transports import UpstreamRequest
+from qwen_asgi.transports._connection import Connection
+from qwen_asgi.transports._pool import Origin, Pool
+from qwen_asgi.transports._response import DirectResponse
+
+MOST_HEADS = 64
+"""Rendered request heads that are kept; a dialect needs two or three."""
+
+
+class DirectTransport:
+    """Sends requests over connections that it opens, keeps and bounds itself.
+
+    `max_connections` holds for each origin and event loop; further requests wait their turn,
+    `connect_timeout` seconds at most. Certificates and host names are always checked. Redirects are
+    not followed, cookies not kept, and no proxy is used.
+    """
+
+    def __init__(self, *, max_connections: int = 1000, connect_timeout: float = 10.0) -> None:
+        self._max_connections = max_connections
+        self._connect_timeout = connect_timeout
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = WeakKeyDictionary()
+        self._heads: dict[tuple[str, str], _Head] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def open(self, request: UpstreamRequest, *, within: float) -> _Opening:
+        return _Opening(self, request, within)
+
+    async def aclose(self) -> None:
+        pools = self._loops.pop(asyncio.get_running_loop(), None)
+        if pools is not None:
+            await pools.closer.aclose()
+
+    async def pool(self, origin: Origin) -> Pool:
+        """Return the running loop's connections to `origin`."""
+        loop = asyncio.get_running_loop()
+        pools = self._loops.get(loop)
+        if pools is None:
+            for closed in [known for known in self._loops if known.is_closed()]:
+                del self._loops[closed]
+            pools = self._loops[loop] = _Pools()
+            await anext(pools.closer)
+        pool = pools.by_origin.get(origin)
+        if pool is None:
+            pool = pools.by_origin[origin] = Pool(
+                loop,
+                origin,
+                self._tls_context() if origin.tls else None,
+                limit=self._max_connections,
+                patience=self._connect_timeout,
+            )
+        return pool
+
+    def head(self, request: UpstreamRequest) -> _Head:
+        """Return a request's head, all of it but the length of its body.
+
+        A dialect sends the same headers to the same address every time: they are rendered once.
+        """
+        key = (request.method, request.url)
+        known = self._heads.get(key)
+        if known is not None and known.headers is request.headers:
+            return known
+        if len(self._heads) >= MOST_HEADS:
+            self._heads.clear()
+        head = self._heads[key] = _render(request)
+        return head
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = _verifying_context()
+        return self._tls
+
+
+class _Pools:
+    """What one event loop has open."""
+
+    def __init__(self) -> None:
+        self.by_origin: dict[Origin, Pool] = {}
+        self.closer = self._closer()
+        """Closes what is open when the event loop ends in an orderly way and nobody else did."""
+
+    async def _closer(self) -> AsyncGenerator[None]:
+        """Event loops close their async generators at their end: `asyncio.run` and servers do."""
+        try:
+            yield
+        finally:
+            for pool in self.by_origin.values():
+                pool.close()
+
+
+class _Head(NamedTuple):
+    """A request's head as it goes out, but for the length of its body."""
+
+    origin: Origin
+    data: bytes
+    headers: Mapping[str, str]
+    """What it was rendered from."""
+
+
+class _Opening:
+    """One request on its way: entered when the head of its answer is there."""
+
+    __slots__ = ("_connection", "_pool", "_request", "_transport", "_within")
+
+    def __init__(self, transport: DirectTransport, request: UpstreamRequest, within: float) -> None:
+        self._transport = transport
+        self._request = request
+        self._within = within
+        self._pool: Pool | None = None
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> DirectResponse:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._within
+        head = self._transport.head(self._request)
+        self._pool = pool = await self._transport.pool(head.origin)
+        try:
+            response = await self._send(pool, head, until)
+            await response.begin(until - loop.time())
+        except BaseException:
+            self._leave()
+            raise
+        return response
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    async def _send(self, pool: Pool, head: _Head, until: float) -> DirectResponse:
+        """Send the request, once; return who receives its answer."""
+        body = self._request.body
+        start = b"%b\r\ncontent-length: %d\r\n\r\n" % (head.data, len(body))
+        while True:
+            connection = self._connection = await pool.acquire(until)
+            response = connection.begin(start, body)
+            if response is not None:
+                return response
+            # A connection that broke before it took a single byte: what was not sent can be sent
+            # again. One that was idle may be so; a new one that is, is the upstream's failure.
+            was_idle = connection.served > 0
+            self._leave()
+            if not was_idle:
+                raise UpstreamUnreachable("the connection to the upstream broke at once")
+
+    def _leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pool is not None:
+            self._pool.release(connection)
+
+
+def _render(request: UpstreamRequest) -> _Head:
+    parts = urlsplit(request.url)
+    tls = parts.scheme == "https"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"{request.method} {path} HTTP/1.1"]
+    if "host" not in request.headers:
+        lines.append(f"host: {parts.netloc.rpartition('@')[2]}")
+    lines.extend(f"{name}: {value}" for name, value in request.headers.items())
+    origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+    return _Head(origin, "\r\n".join(lines).encode("latin-1"), request.headers)
+
+
+def _verifying_context() -> ssl.SSLContext:
+    """What servers are checked with: the system's certificates, as OpenSSL finds them."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not context.cert_store_stats()["x509_ca"] and not _has_certificate_folder():
+        # A small container, or a Python that came with an OpenSSL of its own.
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _has_certificate_folder() -> bool:
+    """OpenSSL reads the certificates of a folder only when it needs them."""
+    folder = ssl.get_default_verify_paths().capath
+    return folder is not None and any(os.scandir(folder))
