@@ -6,8 +6,6 @@ Source: WHATWG HTML, "Server-sent events", sections "Parsing" and "Interpreting 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 BOM = b"\xef\xbb\xbf"
 
 COMMENT = b": keep-alive\n\n"
@@ -21,11 +19,11 @@ class FrameTooLarge(ValueError):
     """One event was longer than the decoder's limit."""
 
 
-class Frame(NamedTuple):
-    """One event of the stream: its name (empty for the default, `message`) and its data."""
+Frame = tuple[bytes, bytes]
+"""One event of the stream: its name (empty for the default, `message`) and its data.
 
-    event: bytes
-    data: bytes
+A plain tuple, for they come by the hundred in a stream.
+"""
 
 
 class Decoder:
@@ -64,15 +62,16 @@ class Decoder:
         if b"\r" in data:
             self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        head, newline, tail = data.rpartition(b"\n")
-        if not newline:
-            self._hold(tail)
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._hold(data)
             return []
+        lines, tail = data[:end], data[end:]
         if self._parts:
-            head = b"".join(self._parts) + head
+            lines = b"".join(self._parts) + lines
             self._parts.clear()
             self._size = 0
-        frames = self._lines(head)
+        frames = self._events(lines)
         if tail:
             self._hold(tail)
         return frames
@@ -93,7 +92,7 @@ class Decoder:
         The specification drops it; a reader that finds it whole may use it.
         """
         if self._parts:
-            self._lines(b"".join(self._parts))
+            self._add_lines(b"".join(self._parts), [])
             self._parts.clear()
         return self._dispatch()
 
@@ -103,20 +102,35 @@ class Decoder:
             raise FrameTooLarge(f"one line is longer than {self.limit} bytes")
         self._parts.append(tail)
 
-    def _lines(self, block: bytes) -> list[Frame]:
+    def _events(self, lines: bytes) -> list[Frame]:
+        """Return the frames that whole lines complete."""
         if self._at_start:
-            block = block.removeprefix(BOM)
+            lines = lines.removeprefix(BOM)
             self._at_start = False
         frames: list[Frame] = []
+        *events, rest = lines.split(b"\n\n")
+        is_fresh = not self._data and not self._event and len(lines) <= self.limit
+        for event in events:
+            # Nearly all of them are one line of data; the rest is read line by line.
+            if is_fresh and event.startswith(b"data: ") and b"\n" not in event:
+                frames.append((b"", event[6:]))
+            else:
+                self._add_lines(event + b"\n", frames)
+                is_fresh = len(lines) <= self.limit
+        self._line = b""
+        if rest:
+            self._add_lines(rest.removesuffix(b"\n"), frames)
+        return frames
+
+    def _add_lines(self, block: bytes, frames: list[Frame]) -> None:
+        """Take lines, the last one without its line end; append the frames that they complete."""
         for line in block.split(b"\n"):
-            if line.startswith(b"data: "):
-                self._add(line[6:])
+            if line.startswith(b"data:"):
+                self._add(line[5:].removeprefix(b" "))
             elif not line:
                 frame = self._dispatch()
                 if frame is not None:
                     frames.append(frame)
-            elif line.startswith(b"data:"):
-                self._add(line[5:])
             elif line.startswith(b"event:"):
                 self._event = line[6:].removeprefix(b" ")
             elif line.startswith(b"{"):
@@ -124,7 +138,6 @@ class Decoder:
             elif line == b"data":
                 self._add(b"")
         self._line = line
-        return frames
 
     def _add(self, value: bytes) -> None:
         self._data_size += len(value) + 1
@@ -139,7 +152,7 @@ class Decoder:
         self._data = []
         self._data_size = 0
         self._event = b""
-        return Frame(event, b"\n".join(data))
+        return event, b"\n".join(data)
 
 
 def encode(data: bytes) -> bytes:

@@ -172,6 +172,7 @@ def test_nothing_else_is_imported_than_what_the_project_depends_on() -> None:
         "pydantic",
         "pydantic_core",
         "starlette",
+        "typing_extensions",  # It comes with pydantic.
         "uvicorn",
     }
 

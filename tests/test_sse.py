@@ -20,7 +20,7 @@ def read(body: list[bytes]) -> tuple[list[Frame], Frame | None]:
 
 
 def data(*values: bytes) -> list[Frame]:
-    return [Frame(b"", value) for value in values]
+    return [(b"", value) for value in values]
 
 
 CASES: dict[str, tuple[bytes, list[Frame], Frame | None]] = {
@@ -41,20 +41,20 @@ CASES: dict[str, tuple[bytes, list[Frame], Frame | None]] = {
     "our own heartbeat": (COMMENT + encode(b"a") + COMMENT, data(b"a"), None),
     "id and retry": (b"id: 7\nretry: 5\ndata: a\nid\n\n", data(b"a"), None),
     "an unknown field": (b"datas: x\nDATA: x\n data: x\ndata: a\n\n", data(b"a"), None),
-    "a name": (b"event: error\ndata: a\n\ndata: b\n\n", [Frame(b"error", b"a"), *data(b"b")], None),
-    "the last name counts": (b"event: a\nevent:b\ndata: x\n\n", [Frame(b"b", b"x")], None),
+    "a name": (b"event: error\ndata: a\n\ndata: b\n\n", [(b"error", b"a"), *data(b"b")], None),
+    "the last name counts": (b"event: a\nevent:b\ndata: x\n\n", [(b"b", b"x")], None),
     "a name without data": (
         b"event: error\n\ndata: a\n\n",
-        [Frame(b"error", b""), *data(b"a")],
+        [(b"error", b""), *data(b"a")],
         None,
     ),
     "no name and no data": (b"event:\n\nid: 1\n\n", [], None),
     "a bare object": (b'{"a": 1}\n\n', data(b'{"a": 1}'), None),
-    "an open end": (b"data: a\n\ndata: b", data(b"a"), Frame(b"", b"b")),
-    "an open end of a line": (b"data: a\n\ndata: b\n", data(b"a"), Frame(b"", b"b")),
-    "an open end in CRLF": (b"data: a\r\n\r\ndata: b\r\n", data(b"a"), Frame(b"", b"b")),
-    "an open end in CR": (b"data: a\r\rdata: b\r", data(b"a"), Frame(b"", b"b")),
-    "an open bare object": (b'{"a": 1}', [], Frame(b"", b'{"a": 1}')),
+    "an open end": (b"data: a\n\ndata: b", data(b"a"), (b"", b"b")),
+    "an open end of a line": (b"data: a\n\ndata: b\n", data(b"a"), (b"", b"b")),
+    "an open end in CRLF": (b"data: a\r\n\r\ndata: b\r\n", data(b"a"), (b"", b"b")),
+    "an open end in CR": (b"data: a\r\rdata: b\r", data(b"a"), (b"", b"b")),
+    "an open bare object": (b'{"a": 1}', [], (b"", b'{"a": 1}')),
     "an open comment": (b"data: a\n\n: b", data(b"a"), None),
     "nothing": (b"", [], None),
     "line ends of other worlds": (

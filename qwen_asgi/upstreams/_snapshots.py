@@ -60,6 +60,11 @@ class TextReader:
         self._surprise = 0
 
     @property
+    def gives_all(self) -> bool:
+        """Whether from now on `feed` returns each text as it is."""
+        return self._settled_pieces
+
+    @property
     def proven_incremental(self) -> bool | None:
         """Which of the two the frames were found to hold, if it is not what was asked for."""
         contrary = self._settled_snapshots if self._asked_pieces else self._settled_pieces
@@ -145,6 +150,8 @@ def _common(one: str, other: str) -> int:
     A frame may be long and comparing slices is quick, so the place is found by halving.
     """
     low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:

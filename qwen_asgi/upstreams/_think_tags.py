@@ -26,6 +26,11 @@ class ThinkTags:
         self._held = ""
         self._split = self._before_answer
 
+    @property
+    def gives_all(self) -> bool:
+        """Whether from now on `feed` returns each text as it is, as text."""
+        return self._split == self._in_answer
+
     def feed(self, text: str) -> Pieces:
         """Return what `text` settles; a piece that may be part of a tag is held back."""
         return self._split(self._held + text) if text else []

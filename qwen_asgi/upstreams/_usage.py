@@ -10,6 +10,11 @@ from qwen_asgi.chat import Usage
 PROMPT = ("input_tokens", "prompt_tokens")
 COMPLETION = ("output_tokens", "completion_tokens")
 TOTAL = ("total_tokens",)
+OUTPUT_DETAILS = ("output_tokens_details", "completion_tokens_details")
+INPUT_DETAILS = ("input_tokens_details", "prompt_tokens_details")
+DETAILS = frozenset(OUTPUT_DETAILS + INPUT_DETAILS)
+REASONING = ("reasoning_tokens",)
+CACHED = ("cached_tokens",)
 
 
 class RunningUsage:
@@ -36,11 +41,15 @@ class RunningUsage:
         self._completion = self._completion if completion is None else completion
         # A total belongs to the counts beside it: one of an earlier frame would contradict them.
         self._total = total
-        for details in ("output_tokens_details", "completion_tokens_details"):
-            reasoning = _count(usage.get(details), ("reasoning_tokens",))
+        if not DETAILS.isdisjoint(usage):
+            self._update_details(usage)
+
+    def _update_details(self, usage: Mapping[str, Any]) -> None:
+        for name in OUTPUT_DETAILS:
+            reasoning = _count(usage.get(name), REASONING)
             self._reasoning = self._reasoning if reasoning is None else reasoning
-        for details in ("input_tokens_details", "prompt_tokens_details"):
-            cached = _count(usage.get(details), ("cached_tokens",))
+        for name in INPUT_DETAILS:
+            cached = _count(usage.get(name), CACHED)
             self._cached = self._cached if cached is None else cached
 
     def total(self) -> Usage | None:
@@ -61,10 +70,11 @@ class RunningUsage:
 
 
 def _count(usage: Any, names: tuple[str, ...]) -> int | None:
-    if not isinstance(usage, Mapping):
+    if type(usage) is not dict:
         return None
     for name in names:
         value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        # By its type, for a bool is an int too.
+        if type(value) is int and value >= 0:
             return value
     return None

@@ -33,6 +33,10 @@ BUSY_SECONDS = 5
 """What a chat that is still answering is given before the next try."""
 
 
+SIGNS = frozenset({"ret", "success", "error", "code"})
+"""A document without any of these fields is no failure."""
+
+
 def failure(
     document: Mapping[str, Any], status: int = 200, *, secret: str = ""
 ) -> UpstreamError | None:

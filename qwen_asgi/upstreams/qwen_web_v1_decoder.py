@@ -42,6 +42,8 @@ class QwenWebV1Decoder:
         self._events: list[Event] = []
         self._phase = ""
         self._has_phases = False
+        self._piece: type[TextDelta] | type[ReasoningDelta] | None = None
+        """What each text of the phase under way is, once nothing of it is held or examined."""
         self._texts: dict[str, TextReader] = {}
         self._think_tags = ThinkTags()
         self._usage = RunningUsage()
@@ -94,10 +96,10 @@ class QwenWebV1Decoder:
             if len(self._document) > self.LONGEST_DOCUMENT:
                 raise UpstreamInvalidResponse("the upstream's answer is too long for one document")
             return
-        for frame in self._frames.feed(data):
+        for event, frame in self._frames.feed(data):
             if self.complete:
                 return
-            self._frame(frame)
+            self._frame(event, frame)
 
     def _close_document(self, body: bytes) -> None:
         document = _web_errors.read_document(body)
@@ -113,9 +115,9 @@ class QwenWebV1Decoder:
     def _close_stream(self) -> None:
         is_cut = self._frames.within_event
         frame = self._frames.close()
-        if frame is not None and _is_whole(frame.data.strip()):
+        if frame is not None and _is_whole(frame[1].strip()):
             # Only its blank line is missing (quirk Q-31).
-            self._frame(frame)
+            self._frame(*frame)
         elif is_cut:
             raise UpstreamTruncated("the upstream's answer broke off inside a frame")
         if self.complete:
@@ -124,22 +126,24 @@ class QwenWebV1Decoder:
             raise UpstreamTruncated("the upstream's answer broke off before its end")
         self._end()
 
-    def _frame(self, frame: sse.Frame) -> None:
-        data = frame.data.strip()
-        if data == b"[DONE]":
-            self._end()
-            return
+    def _frame(self, event: bytes, data: bytes) -> None:
+        data = data.strip()
         if data.startswith(b"{"):
             chunk = _web_errors.read_object(data)
             if chunk is None:
                 raise UpstreamInvalidResponse("a frame of the upstream's answer is not JSON")
             self._raise_failure(chunk)
             self._chunk(chunk, "delta")
+        elif data == b"[DONE]":
+            self._end()
+            return
         # Other frames are keep-alives; an error is one whatever it says (WE-12).
-        if frame.event == b"error":
+        if event == b"error":
             raise UpstreamError("the upstream reports an error within its answer")
 
     def _raise_failure(self, document: Mapping[str, Any]) -> None:
+        if _web_errors.SIGNS.isdisjoint(document):
+            return
         error = _web_errors.failure(document, secret=self._secret)
         if error is not None:
             raise error
@@ -160,6 +164,26 @@ class QwenWebV1Decoder:
             self._reason = reason
 
     def _delta(self, delta: Mapping[str, Any]) -> None:
+        if self._piece is not None and self._is_next_piece(delta):
+            self._events.append(self._piece(delta["content"]))
+        else:
+            self._examine(delta)
+
+    def _is_next_piece(self, delta: Mapping[str, Any]) -> bool:
+        """Whether all there is to `delta` is a text that goes on with the phase under way.
+
+        Nearly every frame is that; `_examine` would come to the same.
+        """
+        return (
+            type(delta.get("content")) is str
+            and delta["content"] != ""
+            and delta.get("phase", "") == self._phase
+            and delta.get("status") != "finished"
+            and delta.get("role") != "function"
+            and _MORE.isdisjoint(delta)
+        )
+
+    def _examine(self, delta: Mapping[str, Any]) -> None:
         error = delta.get("error")
         if error:
             self._raise_failure({"error": error})
@@ -175,6 +199,7 @@ class QwenWebV1Decoder:
         if phase != self._phase and (phase or content):
             self._give_up_held()
             self._phase = phase
+            self._piece = None
         self._has_phases = self._has_phases or bool(phase)
         if isinstance(content, str) and content:
             self._content(phase, content)
@@ -192,6 +217,8 @@ class QwenWebV1Decoder:
                 "the upstream took back text that it had sent, as if it sent pieces; "
                 "QWEN_INCREMENTAL=true reads them"
             ) from None
+        if reader.gives_all and (phase or self._think_tags.gives_all):
+            self._piece = ReasoningDelta if phase.startswith("think") else TextDelta
 
     def _is_incremental(self) -> bool:
         """What was found out in one phase holds for the next one."""
@@ -238,6 +265,10 @@ class QwenWebV1Decoder:
             self._events.append(usage)
         self._events.append(Finish(self._reason))
         self.complete = True
+
+
+_MORE = frozenset({"error", "reasoning_content"})
+"""Fields of a delta that say something beside its content."""
 
 
 def _is_whole(data: bytes) -> bool:
