@@ -7,20 +7,21 @@ written here against its schemas.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal, Required, assert_never
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic_core import ErrorDetails, to_json
+from typing_extensions import TypedDict
 
 from qwen_asgi import sse
 from qwen_asgi.chat import (
@@ -82,65 +83,77 @@ _UNION_MEMBERS = {"dict[str,any]", "str"}
 """How pydantic names the members of the unions below, in the place of a finding."""
 
 
-class _Document(BaseModel):
-    """A JSON object of the request: wrong types are refused, unknown fields are kept."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-
-class _Message(_Document):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Any = None
+# The JSON objects of a request: wrong types are refused, unknown fields are kept. They are read
+# into plain dicts, that hold what was sent and nothing else: a model with all its fields takes
+# twice as long to make.
+_OBJECT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class _StreamOptions(_Document):
-    include_usage: bool | None = None
+class _Message(TypedDict, total=False):
+    __pydantic_config__ = _OBJECT  # type: ignore[misc]
+
+    role: Required[Literal["system", "developer", "user", "assistant", "tool", "function"]]
+    content: Any
 
 
-class _ResponseFormat(_Document):
+class _StreamOptions(TypedDict, total=False):
+    __pydantic_config__ = _OBJECT  # type: ignore[misc]
+
+    include_usage: bool | None
+
+
+class _ResponseFormat(TypedDict):
+    __pydantic_config__ = _OBJECT  # type: ignore[misc]
+
     type: str
 
 
-class _Body(_Document):
+class _Body(TypedDict, total=False):
     """The body of `POST /v1/chat/completions`."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    __pydantic_config__ = _OBJECT  # type: ignore[misc]
+
+    model: Required[Annotated[str, Field(min_length=1, max_length=256)]]
     # A body may hold a million wrong messages; the first is enough to refuse it.
-    messages: Annotated[list[_Message], Field(min_length=1, max_length=MOST_MESSAGES), FailFast()]
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    max_tokens: _Tokens | None = None
-    max_completion_tokens: _Tokens | None = None
+    messages: Required[
+        Annotated[list[_Message], Field(min_length=1, max_length=MOST_MESSAGES), FailFast()]
+    ]
+    stream: bool | None
+    stream_options: _StreamOptions | None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    max_tokens: _Tokens | None
+    max_completion_tokens: _Tokens | None
 
-    audio: dict[str, Any] | None = None
-    frequency_penalty: _Penalty | None = None
-    function_call: str | dict[str, Any] | None = None
-    functions: _Objects | None = None
-    logit_bias: _Numbers | None = None
-    logprobs: bool | None = None
-    metadata: dict[str, Any] | None = None
-    modalities: _Texts | None = None
-    n: Annotated[_Int, Field(ge=1, le=128)] | None = None
-    parallel_tool_calls: bool | None = None
-    prediction: dict[str, Any] | None = None
-    presence_penalty: _Penalty | None = None
-    prompt_cache_key: str | None = None
-    reasoning_effort: str | None = None
-    response_format: _ResponseFormat | None = None
-    safety_identifier: str | None = None
-    seed: Annotated[_Int, Field(ge=-(2**63), lt=2**63)] | None = None
-    service_tier: str | None = None
-    stop: str | _Texts | None = None
-    store: bool | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    tools: _Objects | None = None
-    top_logprobs: Annotated[_Int, Field(ge=0, le=20)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    user: str | None = None
-    verbosity: str | None = None
-    web_search_options: dict[str, Any] | None = None
+    audio: dict[str, Any] | None
+    frequency_penalty: _Penalty | None
+    function_call: str | dict[str, Any] | None
+    functions: _Objects | None
+    logit_bias: _Numbers | None
+    logprobs: bool | None
+    metadata: dict[str, Any] | None
+    modalities: _Texts | None
+    n: Annotated[_Int, Field(ge=1, le=128)] | None
+    parallel_tool_calls: bool | None
+    prediction: dict[str, Any] | None
+    presence_penalty: _Penalty | None
+    prompt_cache_key: str | None
+    reasoning_effort: str | None
+    response_format: _ResponseFormat | None
+    safety_identifier: str | None
+    seed: Annotated[_Int, Field(ge=-(2**63), lt=2**63)] | None
+    service_tier: str | None
+    stop: str | _Texts | None
+    store: bool | None
+    tool_choice: str | dict[str, Any] | None
+    tools: _Objects | None
+    top_logprobs: Annotated[_Int, Field(ge=0, le=20)] | None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None
+    user: str | None
+    verbosity: str | None
+    web_search_options: dict[str, Any] | None
 
+
+_BODY = TypeAdapter(_Body)
 
 _READ_HERE = {
     "model",
@@ -151,6 +164,9 @@ _READ_HERE = {
     "max_tokens",
     "max_completion_tokens",
 }
+
+
+_OF_MESSAGES = {"role", "content"}
 
 
 class OpenAIChat:
@@ -167,17 +183,18 @@ class OpenAIChat:
         field.
         """
         try:
-            fields = _Body.model_validate_json(body.removeprefix(sse.BOM))
+            fields: Any = _BODY.validate_json(body.removeprefix(sse.BOM))
         except ValidationError as exc:
             raise _invalid(exc.errors(include_url=False)[0]) from None
-        stream_options = fields.stream_options
+        stream_options = fields.get("stream_options") or {}
+        messages = enumerate(fields["messages"])
         return ChatRequest(
-            model=fields.model,
-            messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(fields.messages)),
-            stream=bool(fields.stream),
-            include_usage=stream_options is not None and bool(stream_options.include_usage),
-            temperature=fields.temperature,
-            max_tokens=fields.max_completion_tokens or fields.max_tokens,
+            model=fields["model"],
+            messages=tuple([_message(m, f"messages[{i}]") for i, m in messages]),
+            stream=bool(fields.get("stream")),
+            include_usage=bool(stream_options.get("include_usage")),
+            temperature=fields.get("temperature"),
+            max_tokens=fields.get("max_completion_tokens") or fields.get("max_tokens"),
             options=_options(fields),
         )
 
@@ -242,12 +259,20 @@ class ChunkWriter:
         tail = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
         self._before = self._head + b'[{"index":0,"delta":{'
         self._after = b'},"logprobs":null,"finish_reason":null}]' + tail
+        self._text = self._before.replace(b"%", b"%%") + b'"content":%b' + self._after
+        """A whole chunk, but for the text."""
         self._finish = b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":%b}]' + tail
         self._has_role = False
         self.usage: Usage | None = None
 
     def write(self, events: Sequence[Event]) -> bytes:
-        chunks = [chunk for event in events if (chunk := self._chunk(event))]
+        chunks = []
+        for event in events:
+            if type(event) is TextDelta:
+                # Nearly every event is one.
+                chunks.append(self._text % to_json(event.text))
+            elif chunk := self._chunk(event):
+                chunks.append(chunk)
         if chunks and not self._has_role:
             self._has_role = True
             chunks.insert(0, self._delta(b'"role":"assistant","content":"","refusal":null'))
@@ -321,24 +346,26 @@ def _tool_call_piece(piece: ToolCallDelta) -> dict[str, Any]:
     return document
 
 
-def _options(fields: _Body) -> dict[str, Any]:
-    options = {name: getattr(fields, name) for name in _Body.model_fields if name not in _READ_HERE}
-    unknown = fields.model_extra or {}
-    if len(unknown) > MOST_UNKNOWN_FIELDS:
+def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    if len(fields) > MOST_UNKNOWN_FIELDS + len(_Body.__annotations__):
         raise InvalidRequest(f"the request holds more than {MOST_UNKNOWN_FIELDS} unknown fields")
-    options.update(unknown)
-    if fields.response_format is not None:
-        options["response_format"] = fields.response_format.model_dump()
-    return {name: value for name, value in options.items() if value is not None}
+    return {k: v for k, v in fields.items() if v is not None and k not in _READ_HERE}
 
 
-def _message(fields: _Message, where: str) -> Message:
-    role: Role = "system" if fields.role == "developer" else fields.role
-    extra = {k: v for k, v in (fields.model_extra or {}).items() if v not in (None, [], {})}
-    if fields.content in (None, []) and role == "assistant":
+def _message(fields: Mapping[str, Any], where: str) -> Message:
+    role: Role = "system" if fields["role"] == "developer" else fields["role"]
+    content = fields.get("content")
+    extra = {}
+    if len(fields) > 2:
+        extra = {
+            k: v for k, v in fields.items() if k not in _OF_MESSAGES and v not in (None, [], {})
+        }
+    if type(content) is str:
+        return Message(role, content, extra)
+    if role == "assistant" and content in (None, []):
         # So a tool-calling turn, or a refusal, comes back in a history.
         return Message(role, "", extra)
-    return Message(role, _content(fields.content, f"{where}.content"), extra)
+    return Message(role, _content(content, f"{where}.content"), extra)
 
 
 def _content(content: Any, where: str) -> str | tuple[Part, ...]:
@@ -391,9 +418,9 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
             return InvalidRequest(f"the request's body is not valid JSON: {reason}")
         case "missing":
             return InvalidRequest(f"{param} is required", param=param)
-        case "model_type" if param is None:
+        case "dict_type" if param is None:
             return InvalidRequest("the request's body should be a JSON object")
-        case "model_type":
+        case "dict_type":
             message = "input should be an object"
     given = error["input"]
     shown = f", not {given}" if isinstance(given, bool | float) or _is_short(given) else ""

@@ -21,10 +21,17 @@ class Decompressor:
         if window is None:
             raise UpstreamInvalidResponse("the upstream compressed its answer in an unknown way")
         self._unpacker = zlib.decompressobj(window)
+        self._is_deflate = window == zlib.MAX_WBITS
         self._packed = b""
+        self.begun = False
+        """Whether anything was fed."""
 
     def feed(self, data: bytes) -> None:
+        if self._is_deflate and not self.begun and data[0] & 0x0F != 8:
+            # Some servers leave out the frame that the name stands for (RFC 9110, 8.4.1.2).
+            self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         self._packed += data
+        self.begun = True
 
     def take(self) -> bytes:
         """Return the next piece; nothing when more has to be fed first."""

@@ -82,6 +82,10 @@ class Pool:
             self._discard(connection)
             return
         connection.rest()
+        if self._line and not connection.is_usable:
+            # It is not looked at again before it is used.
+            self._discard(connection)
+            return
         waiting = self._next_in_line()
         if waiting is not None:
             waiting.set_result(connection)

@@ -16,7 +16,8 @@ from qwen_asgi.errors import (
 from qwen_asgi.transports._decompress import Decompressor
 
 HEAD_LIMIT = 64 * 1024
-"""Bytes of a status line, headers and trailers."""
+"""Bytes of a status line and headers; and of what comes later without being any body, such as
+trailers or what a chunk says of itself."""
 
 HEADER_COST = 32
 """Bytes that a header counts beside its letters, so that many short ones are bounded too."""
@@ -33,12 +34,8 @@ class Source(Protocol):
     def resume_reading(self) -> None: ...
 
 
-class _HeadTooLong(Exception):
+class _Unacceptable(Exception):
     """Raised inside the parser's call of us; it comes out as the parser's own error."""
-
-
-class _UnknownCoding(Exception):
-    """The same, for a transfer coding other than chunked."""
 
 
 class DirectResponse:
@@ -59,6 +56,7 @@ class DirectResponse:
         "_parser",
         "_pieces",
         "_source",
+        "_stray",
         "_timer",
         "_until",
         "_waiter",
@@ -76,6 +74,8 @@ class DirectResponse:
         self._source = source
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._head_size = 0
+        self._stray = 0
+        """Bytes since the last of the body."""
         self._has_head = False
         self._keeps_alive = False
         self._complete = False
@@ -103,7 +103,7 @@ class DirectResponse:
                     f"the upstream did not begin to answer within {within:.3g} seconds"
                 )
         encoding = self.headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        if encoding.lower() != "identity":
             self._decompressor = Decompressor(encoding)
 
     async def read(self, within: float) -> bytes:
@@ -145,7 +145,7 @@ class DirectResponse:
             data = await self._read(within)
             if data:
                 decompressor.feed(data)
-            elif decompressor.complete:
+            elif decompressor.complete or not decompressor.begun:
                 return b""
             else:
                 raise UpstreamTruncated("the upstream's compressed answer broke off")
@@ -190,6 +190,7 @@ class DirectResponse:
     def feed(self, data: bytes) -> None:
         if self._parser is None:
             return
+        self._stray += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -198,10 +199,8 @@ class DirectResponse:
             self._fail(
                 UpstreamInvalidResponse("the upstream's answer is not HTTP/1.1 as it should be")
             )
-        if not self._has_head:
-            self._head_size += len(data)
-            if self._head_size > HEAD_LIMIT:
-                self._fail(UpstreamInvalidResponse("the upstream's headers are too long"))
+        if self._stray > HEAD_LIMIT:
+            self._fail(UpstreamInvalidResponse("the upstream's headers are too long"))
         if self._buffered > BUFFER_LIMIT or self._error is not None:
             # After an error nothing that comes is of use.
             self._source.pause_reading()
@@ -224,12 +223,13 @@ class DirectResponse:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value) + HEADER_COST
         if self._head_size > HEAD_LIMIT:
-            raise _HeadTooLong
+            raise _Unacceptable
         if self._has_head:
             # A trailer; they say nothing that is used here.
             return
         key = str(name, "latin-1").lower()
-        text = str(value, "latin-1")
+        # Blanks around a value are no part of it (RFC 9110, 5.5).
+        text = str(value, "latin-1").strip(" \t")
         known = self.headers.get(key)
         self.headers[key] = text if known is None else f"{known}, {text}"
 
@@ -242,7 +242,8 @@ class DirectResponse:
             return
         coding = self.headers.get("transfer-encoding")
         if coding is not None and coding.strip().lower() != "chunked":
-            raise _UnknownCoding
+            # chunked is the only transfer coding that anybody may use unasked.
+            raise _Unacceptable
         self.status = status
         self._keeps_alive = self._parser.should_keep_alive()
         framed = coding is not None or "content-length" in self.headers
@@ -253,6 +254,7 @@ class DirectResponse:
         if not self._complete:
             self._pieces.append(data)
             self._buffered += len(data)
+            self._stray = 0
 
     def on_message_complete(self) -> None:
         if self._has_head:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
@@ -21,6 +22,8 @@ from qwen_asgi.transports import UpstreamRequest
 from qwen_asgi.transports._connection import Connection
 from qwen_asgi.transports._pool import Origin, Pool
 from qwen_asgi.transports._response import DirectResponse
+
+_BREAKS = re.compile(r"[\r\n\0]")
 
 MOST_HEADS = 64
 """Rendered request heads that are kept; a dialect needs two or three."""
@@ -171,15 +174,26 @@ class _Opening:
 
 
 def _render(request: UpstreamRequest) -> _Head:
-    parts = urlsplit(request.url)
+    try:
+        parts = urlsplit(request.url)
+        port = parts.port
+        # What the look-up of a name does first, and fails at for some.
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+    except ValueError:
+        raise UpstreamUnreachable("the upstream's address (QWEN_BASE_URL) is not valid") from None
     tls = parts.scheme == "https"
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{request.method} {path} HTTP/1.1"]
     if "host" not in request.headers:
         lines.append(f"host: {parts.netloc.rpartition('@')[2]}")
     lines.extend(f"{name}: {value}" for name, value in request.headers.items())
-    origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
-    return _Head(origin, "\r\n".join(lines).encode("latin-1"), request.headers)
+    try:
+        data = "\r\n".join(lines).encode("latin-1")
+    except UnicodeEncodeError:
+        data = b""
+    if not data or _BREAKS.search("".join(lines)):
+        raise UpstreamUnreachable("a header for the upstream is not one line of latin-1")
+    return _Head(Origin(host, port or (443 if tls else 80), tls), data, request.headers)
 
 
 def _verifying_context() -> ssl.SSLContext:

@@ -154,7 +154,9 @@ class _Call:
         decoded = encoded or response.is_stream_consumed
         self._chunks = response.aiter_bytes() if decoded else response.aiter_raw()
         framed = "content-length" in self.headers or "transfer-encoding" in self.headers
-        self.ends_by_close = not framed and response.http_version.startswith("HTTP/1")
+        bodiless = self.status in (204, 304)
+        is_http1 = response.http_version.startswith("HTTP/1")
+        self.ends_by_close = is_http1 and not framed and not bodiless
 
     async def read(self, within: float) -> bytes:
         with _translated(within):
