@@ -42,7 +42,7 @@ from qwen_asgi.errors import (
     UpstreamError,
 )
 from qwen_asgi.exchange import Exchange
-from qwen_asgi.http import JSON, RawHeaders, Response, header, read_body
+from qwen_asgi.http import JSON, RawHeaders, Response, headers_of, read_body
 from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 """Answered to nobody when the client left first: some hosts fail where no response comes."""
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.\-]{1,128}")
 _MODEL_PATH = "/v1/models/"
 
 
@@ -71,6 +71,7 @@ class _Call:
 
     scope: Scope
     receive: Receive
+    headers: Mapping[bytes, bytes]
     response: Response
     id: str
     path: str = ""
@@ -155,9 +156,10 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._advised:
             self._advise()
-        id = self._request_id(scope)
+        headers = headers_of(scope)
+        id = self._request_id(headers)
         response = Response(send, [(b"x-request-id", id.encode("ascii"))])
-        call = _Call(scope, receive, response, id)
+        call = _Call(scope, receive, headers, response, id)
         try:
             endpoint = await self._endpoint(call)
             await endpoint(call)
@@ -213,8 +215,8 @@ class Gateway:
     async def _chat(self, call: _Call) -> None:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
         try:
-            _check_content_type(call.scope)
-            body = await read_body(call.scope, call.receive, self.settings.max_body)
+            _check_content_type(call.headers.get(b"content-type"))
+            body = await read_body(call.headers, call.receive, self.settings.max_body)
             if self.settings.log_bodies:
                 logger.info("request %s: %s", call.id, printable(body))
             chat = self._api.read(body)
@@ -315,10 +317,10 @@ class Gateway:
                 "host stops; add lifespan=gateway.lifespan to the host app"
             )
 
-    def _request_id(self, scope: Scope) -> str:
-        given = header(scope, b"x-request-id")
+    def _request_id(self, headers: Mapping[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
-            return given
+            return given.decode("ascii")
         return f"req-{self._ids.next()}"
 
 
@@ -363,12 +365,11 @@ def _catalog(settings: Settings, transport: Transport) -> Catalog:
     return Catalog(upstream, settings.models)
 
 
-def _check_content_type(scope: Scope) -> None:
+def _check_content_type(given: bytes | None) -> None:
     """A page of any origin may have a browser send text, but JSON only with the host's consent."""
-    given = header(scope, b"content-type")
-    if given is None:
+    if given is None or given == b"application/json":
         return
-    kind = given.partition(";")[0].strip().lower()
+    kind = str(given, "latin-1").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(
             f"the request's body should be JSON, sent as 'content-type: application/json', not "

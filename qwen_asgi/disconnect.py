@@ -30,8 +30,11 @@ class ClientWatch:
     cancellation by the host passes through untouched.
     """
 
+    __slots__ = ("_cancelling", "_entered", "_left", "_receive", "_task", "_watcher")
+
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._entered = False
         self._left = False
 
     async def __aenter__(self) -> Self:
@@ -40,6 +43,7 @@ class ClientWatch:
         self._task = task
         self._cancelling = task.cancelling()
         self._watcher = asyncio.create_task(self._watch(), name="qwen_asgi client watch")
+        self._entered = True
         return self
 
     async def __aexit__(
@@ -61,9 +65,10 @@ class ClientWatch:
         self._watcher.cancel()
 
     async def _watch(self) -> None:
-        # Not before `__aenter__` is through, whatever the loop's task factory: a running task that
-        # cancels itself could not take it back.
-        await asyncio.sleep(0)
+        if not self._entered:
+            # A task factory that starts tasks at once: a running task that cancels itself could
+            # not take it back.
+            await asyncio.sleep(0)
         bodies = 0
         try:
             while (message := await self._receive())["type"] != "http.disconnect":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import sse
 from qwen_asgi.disconnect import ClientLeft
@@ -28,40 +28,40 @@ LINGER_SECONDS = 5.0
 client that is cut off while it sends sees a broken connection and no answer."""
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header of that lower-case name."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return None
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Return the request's headers by lower-case name; of several with one name the first."""
+    return dict(reversed(list(scope["headers"])))
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """Return the request's body. Raises RequestTooLarge over `limit` bytes, and ClientLeft."""
-    length = header(scope, b"content-length") or ""
-    too_large = RequestTooLarge(
-        f"the request's body is longer than {limit} bytes (QWEN_MAX_BODY); send less"
-    )
-    if length.isascii() and length.isdigit() and (announced := int(length[:20])) > limit:
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and (announced := int(length[:20])) > limit:
         # A client that waits for "100 Continue" has sent nothing yet, and need not.
-        if announced <= LINGER_BYTES and header(scope, b"expect") is None:
+        if announced <= LINGER_BYTES and b"expect" not in headers:
             await _linger(receive)
-        raise too_large
+        raise _too_large(limit)
     first, more = await _receive_part(receive)
     if not more:
         if len(first) > limit:
-            raise too_large
+            raise _too_large(limit)
         return first
     body = bytearray(first)
     while more:
         if len(body) > limit:
             await _linger(receive)
-            raise too_large
+            raise _too_large(limit)
         part, more = await _receive_part(receive)
         body += part
     if len(body) > limit:
-        raise too_large
+        raise _too_large(limit)
     return bytes(body)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"the request's body is longer than {limit} bytes (QWEN_MAX_BODY); send less"
+    )
 
 
 async def _receive_part(receive: Receive) -> tuple[bytes, bool]:
@@ -82,7 +82,12 @@ async def _linger(receive: Receive) -> None:
 
 
 class Response:
-    """One response to one request: sent whole, or streamed with `start`, `write` and `end`."""
+    """One response to one request: sent whole, or streamed with `start`, `write` and `end`.
+
+    Each raises ClientLeft where the server says that the client is gone.
+    """
+
+    __slots__ = ("_send", "ended", "headers", "started")
 
     def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._send = send
@@ -106,26 +111,28 @@ class Response:
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.started = True
-        await self._deliver(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*headers, *self.headers],
-            }
-        )
-
-    async def write(self, data: bytes) -> None:
-        await self._deliver({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self, data: bytes) -> None:
-        self.ended = True
-        await self._deliver({"type": "http.response.body", "body": data})
-
-    async def _deliver(self, message: Message) -> None:
+        message = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, *self.headers],
+        }
         try:
             await self._send(message)
         except OSError as exc:
+            raise ClientLeft from exc
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except OSError as exc:
             # So servers of ASGI 2.4 and later say that the client is gone.
+            raise ClientLeft from exc
+
+    async def end(self, data: bytes) -> None:
+        self.ended = True
+        try:
+            await self._send({"type": "http.response.body", "body": data})
+        except OSError as exc:
             raise ClientLeft from exc
 
 
@@ -136,6 +143,17 @@ class EventStream:
     own; or with the first heartbeat, because the connection would not survive a longer silence.
     Comments go out between events only, from a timer that never touches a pending read.
     """
+
+    __slots__ = (
+        "_headers",
+        "_heartbeat",
+        "_last",
+        "_loop",
+        "_ping",
+        "_response",
+        "_timer",
+        "_writing",
+    )
 
     def __init__(
         self, response: Response, heartbeat: float, headers: Callable[[], RawHeaders]
@@ -161,11 +179,19 @@ class EventStream:
 
     async def write(self, events: bytes) -> None:
         """Send whole events at once."""
-        await self._deliver(events, last=False)
+        self._writing = True
+        if self._ping is not None or not self._response.started:
+            await self._begin()
+        await self._response.write(events)
+        self._last = self._loop.time()
+        self._writing = False
 
     async def end(self, events: bytes) -> None:
         """Send the last events."""
-        await self._deliver(events, last=True)
+        self._writing = True
+        if self._ping is not None or not self._response.started:
+            await self._begin()
+        await self._response.end(events)
 
     def close(self) -> None:
         """Stop the heartbeat; for every way out."""
@@ -174,22 +200,15 @@ class EventStream:
         if self._ping is not None:
             self._ping.cancel()
 
-    async def _deliver(self, events: bytes, last: bool) -> None:
-        self._writing = True
+    async def _begin(self) -> None:
         if self._ping is not None:
             await self._ping
             self._ping = None
-        await self._begin()
-        if last:
-            await self._response.end(events)
-        else:
-            await self._response.write(events)
-        self._last = self._loop.time()
-        self._writing = last
-
-    async def _begin(self) -> None:
         if not self._response.started:
-            await self._response.start(200, [*EVENT_STREAM, *self._headers()])
+            await self._start()
+
+    async def _start(self) -> None:
+        await self._response.start(200, [*EVENT_STREAM, *self._headers()])
 
     def _tick(self) -> None:
         silence = self._loop.time() - self._last
@@ -208,6 +227,7 @@ class EventStream:
     async def _beat(self) -> None:
         # Should the client have left, the watch on it ends the request.
         with suppress(ClientLeft):
-            await self._begin()
+            if not self._response.started:
+                await self._start()
             await self._response.write(sse.COMMENT)
         self._last = self._loop.time()

@@ -19,6 +19,8 @@ def printable(text: bytes | str, longest: int = LONGEST) -> str:
     text = _DATA_URL.sub(r"\1…", text)
     if len(text) > longest:
         text = f"{text[:longest]}… ({length} in all)"
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 
 from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
@@ -48,17 +49,8 @@ class HTTPUpstream:
         self.transport = transport
         self.timeouts = timeouts
 
-    @asynccontextmanager
-    async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
-        call = self.dialect.encode(request)
-        clock = _Clock(self.timeouts)
-        async with self.transport.open(call, within=clock.left()) as response:
-            if response.status != 200:
-                raise await self._refusal(response, clock)
-            answer = _Answer(response, self.dialect.decoder(request, response), clock)
-            await answer.begin()
-            yield answer
-            await answer.release()
+    def __call__(self, request: ChatRequest) -> _Call:
+        return _Call(self, request)
 
     async def models(self) -> list[str]:
         """Return the names of the models that the upstream has. Raises UpstreamError."""
@@ -66,11 +58,12 @@ class HTTPUpstream:
         call = self.dialect.encode_models()
         async with self.transport.open(call, within=clock.left()) as response:
             if response.status != 200:
-                raise await self._refusal(response, clock)
+                raise await self.refusal(response, clock)
             body = await _read_up_to(MODELS_BODY_LIMIT, response, clock)
         return self.dialect.decode_models(body)
 
-    async def _refusal(self, response: UpstreamResponse, clock: _Clock) -> UpstreamError:
+    async def refusal(self, response: UpstreamResponse, clock: _Clock) -> UpstreamError:
+        """Return the error that an answer of another status than 200 means."""
         body = bytearray()
         until = time.monotonic() + min(REFUSAL_SECONDS, clock.left())
         # The status is known; a body that stalls or breaks off does not change what it means.
@@ -81,6 +74,45 @@ class HTTPUpstream:
                     break
                 body += data
         return self.dialect.refusal(response.status, response.headers, bytes(body))
+
+
+class _Call:
+    """One call: entered with its first events at hand, left when it is over."""
+
+    __slots__ = ("_answer", "_opening", "_request", "_upstream")
+
+    def __init__(self, upstream: HTTPUpstream, request: ChatRequest) -> None:
+        self._upstream = upstream
+        self._request = request
+
+    async def __aenter__(self) -> Batches:
+        dialect = self._upstream.dialect
+        call = dialect.encode(self._request)
+        clock = _Clock(self._upstream.timeouts)
+        self._opening = opening = self._upstream.transport.open(call, within=clock.left())
+        response = await opening.__aenter__()
+        try:
+            if response.status != 200:
+                raise await self._upstream.refusal(response, clock)
+            decoder = dialect.decoder(self._request, response)
+            self._answer = answer = _Answer(response, decoder, clock)
+            await answer.begin()
+        except BaseException as exc:
+            await opening.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        return answer
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc_type is None:
+                await self._answer.release()
+        finally:
+            await self._opening.__aexit__(exc_type, exc, traceback)
 
 
 async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> bytes:
@@ -95,6 +127,8 @@ async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> 
 
 class _Clock:
     """How long the next wait may be."""
+
+    __slots__ = ("_first_until", "_idle", "_total_until")
 
     def __init__(self, timeouts: Timeouts) -> None:
         now = time.monotonic()
@@ -121,6 +155,8 @@ class _Clock:
 
 class _Answer:
     """The batches of one answer: `begin`, iterate, then `release` if all went well."""
+
+    __slots__ = ("_clock", "_decoder", "_error", "_first", "_response")
 
     def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: _Clock) -> None:
         self._response = response
@@ -157,24 +193,24 @@ class _Answer:
 
     async def _next(self) -> Sequence[Event]:
         """Return the next events; none at the end, or when `_error` says what went wrong."""
-        while not self._decoder.complete and self._error is None:
+        decoder = self._decoder
+        while not decoder.complete and self._error is None:
             try:
-                events = await self._read()
+                if decoder.ending:
+                    data = await self._read_footer()
+                else:
+                    data = await self._response.read(self._clock.left())
+                events = decoder.feed(data) if data else decoder.close()
             except UpstreamError as error:
                 self._error = error
-                events = self._decoder.flush()
+                events = decoder.flush()
             if events:
                 return events
         return ()
 
-    async def _read(self) -> Sequence[Event]:
-        decoder = self._decoder
-        if decoder.ending:
-            try:
-                data = await self._response.read(within=min(GRACE, self._clock.left()))
-            except UpstreamError:
-                # How the connection ends is no longer the answer's matter.
-                data = b""
-        else:
-            data = await self._response.read(within=self._clock.left())
-        return decoder.feed(data) if data else decoder.close()
+    async def _read_footer(self) -> bytes:
+        try:
+            return await self._response.read(min(GRACE, self._clock.left()))
+        except UpstreamError:
+            # How the connection ends is no longer the answer's matter.
+            return b""
