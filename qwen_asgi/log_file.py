@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from typing import TextIO
@@ -46,19 +46,30 @@ class SharedRotatingFileHandler(RotatingFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            with self._alone():
-                super().emit(record)
-        except OSError:
+            self.write_lines([self.format(record)])
+        except Exception:
             self.handleError(record)
 
-    def shouldRollover(self, record: logging.LogRecord) -> bool:
-        if self._was_rotated():
-            self._reopen()
-        if self.maxBytes <= 0 or not self._is_a_file():
-            return False
-        line = self.format(record) + self.terminator
-        size = os.stat(self.baseFilename).st_size
-        return size > 0 and size + len(line.encode("utf-8", "backslashreplace")) > self.maxBytes
+    def write_lines(self, lines: Sequence[str]) -> None:
+        """Write lines, given without line ends; one lock and one look at the file for all of them.
+
+        Raises OSError.
+        """
+        with self._alone():
+            if self._was_rotated():
+                self._reopen()
+            is_bounded = self.maxBytes > 0 and self._is_a_file()
+            size = os.stat(self.baseFilename).st_size if is_bounded else 0
+            for line in lines:
+                text = line + self.terminator
+                length = len(text.encode("utf-8", "backslashreplace"))
+                if is_bounded and size > 0 and size + length > self.maxBytes:
+                    self.doRollover()
+                    size = 0
+                assert self.stream is not None
+                self.stream.write(text)
+                size += length
+            self.flush()
 
     def close(self) -> None:
         super().close()

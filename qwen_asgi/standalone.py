@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 
 from qwen_asgi.app import Gateway
 from qwen_asgi.authentication import anonymous
+from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output
 from qwen_asgi.log_file import BACKUPS, MAX_BYTES, SharedRotatingFileHandler
 from qwen_asgi.settings import Settings, SettingsError
 
@@ -128,19 +129,20 @@ def build(settings: Settings) -> ASGIApp:
 
 def configure_logging(settings: Settings, *names: str) -> None:
     """Send these loggers to the console and to the log file, in the seed's format."""
-    formatter = logging.Formatter(LOG_FORMAT)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    outputs: list[Output] = [Console()]
     problem = None
     if settings.log_file is not None:
         try:
-            handlers.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
+            outputs.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
         except OSError as exc:
             problem = exc
-    for handler in handlers:
-        handler.setFormatter(formatter)
+    # What the format does not show need not be found out for each line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = BatchHandler(outputs)
+    handler.setFormatter(Formatter(LOG_FORMAT))
     for name in names:
         named = logging.getLogger(name)
-        named.handlers[:] = handlers
+        named.handlers[:] = [handler]
         named.setLevel(settings.log_level)
         named.propagate = False
     if problem is not None:

@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.paths": set(),
     "qwen_asgi.request_log": set(),
     "qwen_asgi.settings": set(),
+    "qwen_asgi.log_batch": set(),
     "qwen_asgi.log_file": set(),
     # The two sides: neither knows the other.
     "qwen_asgi.apis": PURE,
@@ -89,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.standalone": {
         "qwen_asgi.app",
         "qwen_asgi.authentication",
+        "qwen_asgi.log_batch",
         "qwen_asgi.log_file",
         "qwen_asgi.settings",
         "qwen_asgi.testing",

@@ -119,6 +119,12 @@ class Connection(asyncio.Protocol):
         else:
             self._response.feed(data)
 
+    def eof_received(self) -> None:
+        # Were it left to the loop, it would first wait until all of the request is sent.
+        self.connection_lost(None)
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         if self._response is not None:

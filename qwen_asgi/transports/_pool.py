@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections import deque
 from typing import Any, NamedTuple
@@ -211,4 +213,7 @@ def _reason(exc: OSError) -> str:
         return f"its certificate is not valid: {exc.verify_message}"
     if isinstance(exc, ssl.SSLError):
         return (exc.reason or "TLS failed").replace("_", " ").lower()
-    return exc.strerror if exc.errno and exc.strerror and exc.errno > 0 else type(exc).__name__
+    if isinstance(exc, socket.gaierror):
+        return "its name is not known"
+    # asyncio puts the address into the words that come with the exception.
+    return os.strerror(exc.errno) if exc.errno else type(exc).__name__

@@ -259,7 +259,7 @@ def _translated(seconds: float) -> Iterator[None]:
     except (OSError, httpx.StreamError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         # From transports that translate nothing, under a client that was given.
         raise UpstreamTruncated("the connection to the upstream broke") from None
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError, OverflowError):
         raise UpstreamUnreachable("the upstream's address (QWEN_BASE_URL) is not valid") from None
 
 

@@ -1,0 +1,126 @@
+"""The log of the standalone program: each line formatted once, and written with its neighbours.
+
+To lock, look at and write a file for every line costs several times what a request does. So lines
+are gathered, for a tenth of a second at most; a warning or worse goes out at once, with all that
+came before it. A process that is killed outright loses what it had gathered.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+GATHER_SECONDS = 0.1
+MOST_GATHERED = 256
+"""Lines after which they are written before their time is up."""
+
+
+class Output(Protocol):
+    """Where lines go."""
+
+    def write_lines(self, lines: Sequence[str]) -> None:
+        """Write lines, given without line ends. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class Console:
+    """Standard error."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write_lines(self, lines: Sequence[str]) -> None:
+        self._stream.write("\n".join([*lines, ""]))
+        self._stream.flush()
+
+    def close(self) -> None:
+        """It is not ours to close."""
+
+
+class Formatter(logging.Formatter):
+    """logging's own, that works the date and time out once a second."""
+
+    _last = (-1, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second, text = self._last
+        if second != int(record.created):
+            second = int(record.created)
+            text = time.strftime(datefmt or self.default_time_format, self.converter(second))
+            self._last = (second, text)
+        return f"{text},{int(record.msecs):03d}"
+
+
+class BatchHandler(logging.Handler):
+    """Gathers lines for its outputs; a thread writes them, or `flush`, or a warning."""
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        super().__init__()
+        self._outputs = outputs
+        self._ending = threading.Event()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lines: list[str] = []
+        self._writing = threading.Lock()
+        self._gathering = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if self._process != os.getpid():
+            # A fork has neither the thread nor a lock to trust, and the lines are its parent's.
+            self._begin()
+        self._lines.append(line)
+        if record.levelno >= logging.WARNING or len(self._lines) >= MOST_GATHERED:
+            self.flush()
+        elif not self._gathering.is_set():
+            self._gathering.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="qwen_asgi log", daemon=True)
+                self._thread.start()
+
+    def flush(self) -> None:
+        with self._writing:
+            # Others only append meanwhile.
+            lines = self._lines[:]
+            del self._lines[: len(lines)]
+            if lines:
+                for output in self._outputs:
+                    _write(output, lines)
+
+    def close(self) -> None:
+        self._ending.set()
+        self._gathering.set()
+        self.flush()
+        for output in self._outputs:
+            output.close()
+        super().close()
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._gathering.wait()
+            self._ending.wait(GATHER_SECONDS)
+            self._gathering.clear()
+            self.flush()
+
+
+def _write(output: Output, lines: Sequence[str]) -> None:
+    try:
+        output.write_lines(lines)
+    except (OSError, ValueError) as exc:
+        # There is one place left to say so, and that may be what failed.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{len(lines)} lines of the log could not be written: {exc!r}\n")
