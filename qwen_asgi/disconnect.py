@@ -38,11 +38,12 @@ class ClientWatch:
         self._left = False
 
     async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._watcher = asyncio.create_task(self._watch(), name="qwen_asgi client watch")
+        self._watcher = loop.create_task(self._watch(), name="qwen_asgi client watch")
         self._entered = True
         return self
 
@@ -53,6 +54,8 @@ class ClientWatch:
         traceback: TracebackType | None,
     ) -> None:
         self._watcher.cancel()
+        # A cancelled task holds on to what it ran in, and that to the task.
+        del self._watcher
         if not self._left:
             return
         by_others = self._task.uncancel() > self._cancelling

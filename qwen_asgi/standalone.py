@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=options.workers,
         log_config=None,
         access_log=False,
+        # Nobody here asks who the client was.
+        proxy_headers=False,
     )
 
 

@@ -52,9 +52,8 @@ class DirectTransport:
         if pools is not None:
             await pools.closer.aclose()
 
-    async def pool(self, origin: Origin) -> Pool:
+    async def pool(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> Pool:
         """Return the running loop's connections to `origin`."""
-        loop = asyncio.get_running_loop()
         pools = self._loops.get(loop)
         if pools is None:
             for closed in [known for known in self._loops if known.is_closed()]:
@@ -134,7 +133,7 @@ class _Opening:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._within
         head = self._transport.head(self._request)
-        self._pool = pool = await self._transport.pool(head.origin)
+        self._pool = pool = await self._transport.pool(loop, head.origin)
         try:
             response = await self._send(pool, head, until)
             await response.begin(until - loop.time())

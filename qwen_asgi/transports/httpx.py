@@ -123,6 +123,8 @@ class HttpxTransport:
                 content=request.body,
                 extensions={"timeout": timeout.as_dict()},
             )
+            if (outgoing.url.port or 0) > 65_535:
+                raise httpx.InvalidURL("no such port")
             try:
                 async with asyncio.timeout(within):
                     call.begin(

@@ -8,6 +8,8 @@ Source: fact W1-23 and quirk Q-06 of the wire notes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qwen_asgi.chat import ReasoningDelta, TextDelta
 
 Pieces = list[TextDelta | ReasoningDelta]
@@ -22,33 +24,37 @@ LONGEST_INDENT = 64
 class ThinkTags:
     """Splits an answer's text, piece by piece, into reasoning and text. `close` once at the end."""
 
-    def __init__(self) -> None:
-        self._held = ""
-        self._split = self._before_answer
+    __slots__ = ("_held", "_place", "gives_all")
 
-    @property
-    def gives_all(self) -> bool:
+    def __init__(self) -> None:
+        self.gives_all = False
         """Whether from now on `feed` returns each text as it is, as text."""
-        return self._split == self._in_answer
+        self._held = ""
+        self._place: Literal["start", "thinking", "answer"] = "start"
 
     def feed(self, text: str) -> Pieces:
         """Return what `text` settles; a piece that may be part of a tag is held back."""
-        return self._split(self._held + text) if text else []
+        if not text:
+            return []
+        if self._place == "answer":
+            return [TextDelta(text)]
+        text = self._held + text
+        return self._in_thinking(text) if self._place == "thinking" else self._at_start(text)
 
     def close(self) -> Pieces:
         """Return what was held back to the end."""
         held, self._held = self._held, ""
         if not held:
             return []
-        return [ReasoningDelta(held) if self._split == self._in_thinking else TextDelta(held)]
+        return [ReasoningDelta(held) if self._place == "thinking" else TextDelta(held)]
 
-    def _before_answer(self, text: str) -> Pieces:
+    def _at_start(self, text: str) -> Pieces:
         begun = text.lstrip()
         if len(text) - len(begun) > LONGEST_INDENT:
             return self._in_answer(text)
         if begun.startswith(OPEN):
             self._held = ""
-            self._split = self._in_thinking
+            self._place = "thinking"
             rest = begun[len(OPEN) :]
             return self._in_thinking(rest) if rest else []
         if OPEN.startswith(begun):
@@ -67,7 +73,8 @@ class ThinkTags:
 
     def _in_answer(self, text: str) -> Pieces:
         self._held = ""
-        self._split = self._in_answer
+        self._place = "answer"
+        self.gives_all = True
         return [TextDelta(text)] if text else []
 
 

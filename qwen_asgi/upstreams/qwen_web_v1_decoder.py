@@ -207,6 +207,10 @@ class QwenWebV1Decoder:
             self._finished = True
 
     def _content(self, phase: str, content: str) -> None:
+        if self._document is not None:
+            # There is one text, and it is all.
+            self._text(phase, content)
+            return
         reader = self._texts.get(phase)
         if reader is None:
             reader = self._texts[phase] = TextReader(self._is_incremental())
