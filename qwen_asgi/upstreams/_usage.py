@@ -10,9 +10,6 @@ from qwen_asgi.chat import Usage
 PROMPT = ("input_tokens", "prompt_tokens")
 COMPLETION = ("output_tokens", "completion_tokens")
 TOTAL = ("total_tokens",)
-OUTPUT_DETAILS = ("output_tokens_details", "completion_tokens_details")
-INPUT_DETAILS = ("input_tokens_details", "prompt_tokens_details")
-DETAILS = frozenset(OUTPUT_DETAILS + INPUT_DETAILS)
 REASONING = ("reasoning_tokens",)
 CACHED = ("cached_tokens",)
 
@@ -37,20 +34,18 @@ class RunningUsage:
         total = _count(usage, TOTAL)
         if prompt is None and completion is None and total is None:
             return
-        self._prompt = self._prompt if prompt is None else prompt
-        self._completion = self._completion if completion is None else completion
+        if prompt is not None:
+            self._prompt = prompt
+        if completion is not None:
+            self._completion = completion
         # A total belongs to the counts beside it: one of an earlier frame would contradict them.
         self._total = total
-        if not DETAILS.isdisjoint(usage):
-            self._update_details(usage)
-
-    def _update_details(self, usage: Mapping[str, Any]) -> None:
-        for name in OUTPUT_DETAILS:
-            reasoning = _count(usage.get(name), REASONING)
-            self._reasoning = self._reasoning if reasoning is None else reasoning
-        for name in INPUT_DETAILS:
-            cached = _count(usage.get(name), CACHED)
-            self._cached = self._cached if cached is None else cached
+        output = usage.get("output_tokens_details") or usage.get("completion_tokens_details")
+        if output and (reasoning := _count(output, REASONING)) is not None:
+            self._reasoning = reasoning
+        prompted = usage.get("input_tokens_details") or usage.get("prompt_tokens_details")
+        if prompted and (cached := _count(prompted, CACHED)) is not None:
+            self._cached = cached
 
     def total(self) -> Usage | None:
         """Return the whole answer's usage, or None where it was not told or not told in full.

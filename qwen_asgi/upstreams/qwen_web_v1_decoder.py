@@ -132,7 +132,8 @@ class QwenWebV1Decoder:
             chunk = _web_errors.read_object(data)
             if chunk is None:
                 raise UpstreamInvalidResponse("a frame of the upstream's answer is not JSON")
-            self._raise_failure(chunk)
+            if not _web_errors.SIGNS.isdisjoint(chunk):
+                self._raise_failure(chunk)
             self._chunk(chunk, "delta")
         elif data == b"[DONE]":
             self._end()
@@ -142,8 +143,6 @@ class QwenWebV1Decoder:
             raise UpstreamError("the upstream reports an error within its answer")
 
     def _raise_failure(self, document: Mapping[str, Any]) -> None:
-        if _web_errors.SIGNS.isdisjoint(document):
-            return
         error = _web_errors.failure(document, secret=self._secret)
         if error is not None:
             raise error
@@ -158,21 +157,18 @@ class QwenWebV1Decoder:
             return
         delta = choice.get(key)
         if isinstance(delta, dict):
-            self._delta(delta)
+            if self._piece is not None and self._is_next_piece(delta):
+                self._events.append(self._piece(delta["content"]))
+            else:
+                self._delta(delta)
         reason = choice.get("finish_reason")
         if reason in ("length", "content_filter"):
             self._reason = reason
 
-    def _delta(self, delta: Mapping[str, Any]) -> None:
-        if self._piece is not None and self._is_next_piece(delta):
-            self._events.append(self._piece(delta["content"]))
-        else:
-            self._examine(delta)
-
     def _is_next_piece(self, delta: Mapping[str, Any]) -> bool:
         """Whether all there is to `delta` is a text that goes on with the phase under way.
 
-        Nearly every frame is that; `_examine` would come to the same.
+        Nearly every frame is that; `_delta` would come to the same.
         """
         return (
             type(delta.get("content")) is str
@@ -183,7 +179,7 @@ class QwenWebV1Decoder:
             and _MORE.isdisjoint(delta)
         )
 
-    def _examine(self, delta: Mapping[str, Any]) -> None:
+    def _delta(self, delta: Mapping[str, Any]) -> None:
         error = delta.get("error")
         if error:
             self._raise_failure({"error": error})
