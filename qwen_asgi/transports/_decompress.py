@@ -27,6 +27,8 @@ class Decompressor:
         """Whether anything was fed."""
 
     def feed(self, data: bytes) -> None:
+        if not data:
+            return
         if self._is_deflate and not self.begun and data[0] & 0x0F != 8:
             # Some servers leave out the frame that the name stands for (RFC 9110, 8.4.1.2).
             self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -7,24 +7,13 @@ import os
 import socket
 import ssl
 from collections import deque
-from typing import Any, NamedTuple
 
 from qwen_asgi.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from qwen_asgi.transports._connect import Origin, connect
 from qwen_asgi.transports._connection import Connection
 
 KEEP_SECONDS = 30.0
 """How long an unused connection is kept; servers commonly close theirs after a minute."""
-
-HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds that one address is tried alone before the next one is tried beside it (RFC 8305)."""
-
-
-class Origin(NamedTuple):
-    """Where connections lead."""
-
-    host: str
-    port: int
-    tls: bool
 
 
 class Pool:
@@ -155,20 +144,12 @@ class Pool:
 
     async def _connect(self, until: float) -> Connection:
         """Open a connection in a place that is already counted."""
-        connection = Connection(self._loop)
         begun = self._loop.time()
         try:
             async with asyncio.timeout_at(until):
-                await self._loop.create_connection(
-                    lambda: connection,
-                    self._origin.host,
-                    self._origin.port,
-                    ssl=self._tls,
-                    server_hostname=self._origin.host if self._tls else None,
-                    **self._options(),
-                )
+                return await connect(self._loop, self._origin, self._tls)
         except BaseException as exc:
-            self._discard(connection)
+            self._give_place()
             match exc:
                 case TimeoutError():
                     raise UpstreamTimeout(
@@ -183,13 +164,6 @@ class Pool:
                         f"the upstream cannot be reached: {_reason(exc)}"
                     ) from None
             raise
-        return connection
-
-    def _options(self) -> dict[str, Any]:
-        # uvloop tries one address after the other and does not know this option.
-        if isinstance(self._loop, asyncio.BaseEventLoop):
-            return {"happy_eyeballs_delay": HAPPY_EYEBALLS_DELAY}
-        return {}
 
     def _close_old(self) -> None:
         """Close what was idle too long, or was closed by the other side meanwhile."""

@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 
 from qwen_asgi.errors import UpstreamUnreachable
 from qwen_asgi.transports import UpstreamRequest
+from qwen_asgi.transports._connect import Origin
 from qwen_asgi.transports._connection import Connection
-from qwen_asgi.transports._pool import Origin, Pool
+from qwen_asgi.transports._pool import Pool
 from qwen_asgi.transports._response import DirectResponse
 
 _BREAKS = re.compile(r"[\r\n\0]")
@@ -56,8 +57,7 @@ class DirectTransport:
         """Return the running loop's connections to `origin`."""
         pools = self._loops.get(loop)
         if pools is None:
-            for closed in [known for known in self._loops if known.is_closed()]:
-                del self._loops[closed]
+            self._forget_closed_loops()
             pools = self._loops[loop] = _Pools()
             await anext(pools.closer)
         pool = pools.by_origin.get(origin)
@@ -70,6 +70,13 @@ class DirectTransport:
                 patience=self._connect_timeout,
             )
         return pool
+
+    def _forget_closed_loops(self) -> None:
+        # Other threads may do so too at this moment.
+        for known in self._loops.keyrefs():
+            loop = known()
+            if loop is not None and loop.is_closed():
+                self._loops.pop(loop, None)
 
     def head(self, request: UpstreamRequest) -> _Head:
         """Return a request's head, all of it but the length of its body.

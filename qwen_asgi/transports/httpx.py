@@ -90,8 +90,11 @@ class HttpxTransport:
         return pool
 
     def _forget_closed_loops(self) -> None:
-        for loop in [loop for loop in self._pools if loop.is_closed()]:
-            del self._pools[loop]
+        # Other threads may do so too at this moment.
+        for known in self._pools.keyrefs():
+            loop = known()
+            if loop is not None and loop.is_closed():
+                self._pools.pop(loop, None)
 
     async def _take_slot(self, slots: asyncio.Semaphore, within: float) -> None:
         patience = min(self._connect_timeout, within)
@@ -271,6 +274,10 @@ def _translation(exc: httpx.HTTPError, seconds: float) -> UpstreamError:
             return UpstreamTimeout(f"no connection to the upstream within {seconds:g} seconds")
         case httpx.TimeoutException():
             return UpstreamTimeout("the upstream took too long")
+        case httpx.ConnectError() if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            return UpstreamUnreachable(
+                "no safe connection to the upstream: its certificate is not valid"
+            )
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return UpstreamUnreachable("the upstream cannot be reached")
         case httpx.ReadError() | httpx.WriteError() | httpx.CloseError():
