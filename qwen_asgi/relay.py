@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 
 from qwen_asgi.apis import ClientAPI
 from qwen_asgi.chat import ChatRequest, Fold, Upstream
@@ -22,7 +23,7 @@ LONGEST_ANSWER = 64 * 1024 * 1024
 """Characters of an answer that is collected for a client that does not stream."""
 
 
-async def relay(
+def relay(
     chat: ChatRequest,
     upstream: Upstream,
     api: ClientAPI,
@@ -31,16 +32,15 @@ async def relay(
     exchange: Exchange,
     *,
     heartbeat: float,
-) -> None:
+) -> Awaitable[None]:
     """Answer `chat` from `upstream`, and note on `exchange` how it went.
 
     Runs inside `watch`, which ends it and so the upstream call when the client leaves. Raises
     QwenASGIError while nothing was sent; afterwards an error is the last event of the stream.
     """
     if chat.stream:
-        await _stream(chat, upstream, api, response, exchange, watch, heartbeat)
-    else:
-        await _whole(chat, upstream, api, response, exchange, watch)
+        return _stream(chat, upstream, api, response, exchange, watch, heartbeat)
+    return _whole(chat, upstream, api, response, exchange, watch)
 
 
 async def _whole(

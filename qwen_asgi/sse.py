@@ -37,6 +37,18 @@ class Decoder:
     is a frame too, its data empty.
     """
 
+    __slots__ = (
+        "_after_cr",
+        "_at_start",
+        "_data",
+        "_data_size",
+        "_event",
+        "_line",
+        "_parts",
+        "_size",
+        "limit",
+    )
+
     def __init__(self, limit: int = 16 * 1024 * 1024) -> None:
         self.limit = limit
         """The longest line and the longest event, in bytes."""

@@ -249,6 +249,17 @@ class ChunkWriter:
     What is the same in every chunk of a stream is rendered once.
     """
 
+    __slots__ = (
+        "_after",
+        "_before",
+        "_finish",
+        "_has_role",
+        "_head",
+        "_include_usage",
+        "_text",
+        "usage",
+    )
+
     def __init__(self, request: ChatRequest, id: str, created: int) -> None:
         head = to_json(
             {"id": id, "object": "chat.completion.chunk", "created": created},

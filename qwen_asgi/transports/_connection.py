@@ -21,6 +21,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_poll",
         "_response",
+        "_timer",
         "_transport",
         "resting_since",
         "served",
@@ -37,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._response: DirectResponse | None = None
         self._lost = False
         self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
         if self._response is not None:
             self._response.leave()
             self._response = None
+        self._stop_timer()
         if self._transport is not None:
             # At once, whatever is still to be sent: the upstream is to see that nobody listens.
             self._transport.abort()
@@ -102,6 +105,22 @@ class Connection(asyncio.Protocol):
         if self._paused and self._is_open and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
+
+    def wake_at(self, when: float) -> None:
+        # One timer serves all waits of all exchanges: it is moved on only when it goes off.
+        if self._timer is None or self._timer.when() > when:
+            self._stop_timer()
+            self._timer = self._loop.call_at(when, self._tick)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._response is not None:
+            self._response.overdue(self._loop.time())
 
     # Called by the event loop.
 
@@ -127,5 +146,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self._stop_timer()
         if self._response is not None:
             self._response.lost(exc)

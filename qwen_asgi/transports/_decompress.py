@@ -23,17 +23,16 @@ class Decompressor:
         self._unpacker = zlib.decompressobj(window)
         self._is_deflate = window == zlib.MAX_WBITS
         self._packed = b""
-        self.begun = False
-        """Whether anything was fed."""
+        self._begun = False
 
     def feed(self, data: bytes) -> None:
         if not data:
             return
-        if self._is_deflate and not self.begun and data[0] & 0x0F != 8:
+        if self._is_deflate and not self._begun and data[0] & 0x0F != 8:
             # Some servers leave out the frame that the name stands for (RFC 9110, 8.4.1.2).
             self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         self._packed += data
-        self.begun = True
+        self._begun = True
 
     def take(self) -> bytes:
         """Return the next piece; nothing when more has to be fed first."""
@@ -48,6 +47,6 @@ class Decompressor:
         return b""
 
     @property
-    def complete(self) -> bool:
-        """Whether the packed data's own end was reached."""
-        return self._unpacker.eof
+    def is_cut(self) -> bool:
+        """Whether the packed data did not come to its own end."""
+        return self._begun and not self._unpacker.eof

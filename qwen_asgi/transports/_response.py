@@ -33,6 +33,9 @@ class Source(Protocol):
 
     def resume_reading(self) -> None: ...
 
+    def wake_at(self, when: float) -> None:
+        """Call the response's `overdue` when the loop's time is `when`, or some time before."""
+
 
 class _Unacceptable(Exception):
     """Raised inside the parser's call of us; it comes out as the parser's own error."""
@@ -57,7 +60,6 @@ class DirectResponse:
         "_pieces",
         "_source",
         "_stray",
-        "_timer",
         "_until",
         "_waiter",
         "ends_by_close",
@@ -83,9 +85,8 @@ class DirectResponse:
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._decompressor: Decompressor | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def ended_well(self) -> bool:
@@ -98,7 +99,7 @@ class DirectResponse:
         while not self._has_head:
             if self._error is not None:
                 raise self._error
-            if not await self._wait(until):
+            if not await self._arrival(until):
                 raise UpstreamTimeout(
                     f"the upstream did not begin to answer within {within:.3g} seconds"
                 )
@@ -107,78 +108,50 @@ class DirectResponse:
             self._decompressor = Decompressor(encoding)
 
     async def read(self, within: float) -> bytes:
-        if self._decompressor is not None:
-            return await self._read_decompressed(self._decompressor, within)
-        return await self._read(within)
+        # What does not bring the body on, such as an endless chunk extension, is silence too.
+        until = 0.0
+        while True:
+            if self._decompressor is not None and (piece := self._decompressor.take()):
+                return piece
+            if self._pieces:
+                data = self._take()
+                if self._decompressor is None:
+                    return data
+                self._decompressor.feed(data)
+            elif self._complete:
+                if self._decompressor is not None and self._decompressor.is_cut:
+                    raise UpstreamTruncated("the upstream's compressed answer broke off")
+                return b""
+            elif self._error is not None:
+                raise self._error
+            else:
+                until = until or self._loop.time() + within
+                if not await self._arrival(until):
+                    raise UpstreamTimeout(f"the upstream was silent for {within:.3g} seconds")
 
     def leave(self) -> None:
         """Take nothing more, and wait for nothing."""
-        self._stop_timer()
         # It holds on to this object: without it, what is left is freed at once.
         self._parser = None
         if not self._complete and self._error is None:
             self._error = UpstreamTruncated("the upstream's answer was left before its end")
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    async def _read(self, within: float) -> bytes:
-        # What does not bring the body on, such as an endless chunk extension, is silence too.
-        until = 0.0
-        while not self._pieces:
-            if self._complete:
-                return b""
-            if self._error is not None:
-                raise self._error
-            until = until or self._loop.time() + within
-            if not await self._wait(until):
-                raise UpstreamTimeout(f"the upstream was silent for {within:.3g} seconds")
+    def _take(self) -> bytes:
         pieces, self._pieces = self._pieces, []
         self._buffered = 0
         self._source.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _read_decompressed(self, decompressor: Decompressor, within: float) -> bytes:
-        while not (piece := decompressor.take()):
-            data = await self._read(within)
-            if data:
-                decompressor.feed(data)
-            elif decompressor.complete or not decompressor.begun:
-                return b""
-            else:
-                raise UpstreamTruncated("the upstream's compressed answer broke off")
-        return piece
-
-    async def _wait(self, until: float) -> bool:
-        """Wait until something comes in; return False if the loop's time was `until` before."""
+    def _arrival(self, until: float) -> asyncio.Future[bool]:
+        """Return what becomes true when something came, false when the loop's time is `until`."""
         self._until = until
-        if self._timer is None or self._timer.when() > until:
-            # One timer serves many waits: it is moved on only when it goes off.
-            self._stop_timer()
-            self._timer = self._loop.call_at(until, self._tick)
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        except TimeoutError:
-            return False
-        finally:
-            self._waiter = None
-        return True
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._waiter is None or self._waiter.done():
-            return
-        if self._loop.time() < self._until:
-            self._timer = self._loop.call_at(self._until, self._tick)
-        else:
-            self._waiter.set_exception(TimeoutError())
+        self._source.wake_at(until)
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)
 
     def _fail(self, error: UpstreamError) -> None:
         self._keeps_alive = False
@@ -186,6 +159,15 @@ class DirectResponse:
             self._error = error
 
     # Called by the connection.
+
+    def overdue(self, now: float) -> None:
+        """End the wait under way if its time is up; else ask to be called again."""
+        if self._waiter is None or self._waiter.done():
+            return
+        if now < self._until:
+            self._source.wake_at(self._until)
+        else:
+            self._waiter.set_result(False)
 
     def feed(self, data: bytes) -> None:
         if self._parser is None:

@@ -44,6 +44,18 @@ class Contradiction(ValueError):
 class TextReader:
     """The text of one answer, frame by frame. `feed` each frame's text, then `close` once."""
 
+    __slots__ = (
+        "_asked_pieces",
+        "_frames",
+        "_given",
+        "_growths",
+        "_joined",
+        "_settled_pieces",
+        "_settled_snapshots",
+        "_snapshot",
+        "_surprise",
+    )
+
     def __init__(self, incremental: bool) -> None:
         self._asked_pieces = incremental
         self._settled_pieces = False

@@ -21,6 +21,14 @@ class RunningUsage:
     changes nothing (facts W1-26, quirks Q-50 to Q-52 of the wire notes).
     """
 
+    __slots__ = (
+        "_cached",
+        "_completion",
+        "_prompt",
+        "_reasoning",
+        "_total",
+    )
+
     def __init__(self) -> None:
         self._prompt: int | None = None
         self._completion: int | None = None

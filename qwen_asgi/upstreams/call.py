@@ -167,9 +167,10 @@ class _Answer:
 
     async def begin(self) -> None:
         """Wait for the first events; raise here, while nothing was sent, if there are none."""
-        self._first = await self._next()
-        if not self._first:
-            raise self._error or UpstreamInvalidResponse("the upstream's answer is empty")
+        try:
+            self._first = await self.__anext__()
+        except StopAsyncIteration:
+            raise UpstreamInvalidResponse("the upstream's answer is empty") from None
         self._clock.begun()
 
     def __aiter__(self) -> _Answer:
@@ -179,20 +180,6 @@ class _Answer:
         if self._first:
             events, self._first = self._first, ()
             return events
-        events = await self._next()
-        if events:
-            return events
-        if self._error is not None:
-            raise self._error
-        raise StopAsyncIteration
-
-    async def release(self) -> None:
-        """Read to the body's end if it is due, so that the connection can be used again."""
-        with suppress(UpstreamError):
-            await self._response.read(within=FOOTER_GRACE)
-
-    async def _next(self) -> Sequence[Event]:
-        """Return the next events; none at the end, or when `_error` says what went wrong."""
         decoder = self._decoder
         while not decoder.complete and self._error is None:
             try:
@@ -202,11 +189,19 @@ class _Answer:
                     data = await self._response.read(self._clock.left())
                 events = decoder.feed(data) if data else decoder.close()
             except UpstreamError as error:
+                # What came before it goes out first.
                 self._error = error
                 events = decoder.flush()
             if events:
                 return events
-        return ()
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
+
+    async def release(self) -> None:
+        """Read to the body's end if it is due, so that the connection can be used again."""
+        with suppress(UpstreamError):
+            await self._response.read(within=FOOTER_GRACE)
 
     async def _read_footer(self) -> bytes:
         try:

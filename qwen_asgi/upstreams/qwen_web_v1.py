@@ -75,6 +75,9 @@ TRANSLATED = {
 }
 """Options that reach the upstream; every other that is not refused is ignored, and named so."""
 
+_KNOWN = TRANSLATED | REFUSED.keys()
+_KNOWN_WITHOUT_THINKING = _KNOWN - {"thinking_budget"}
+
 TRANSLATED_IN_MESSAGES = {"chat_type", "extra", "feature_config"}
 
 
@@ -146,11 +149,10 @@ class QwenWebV1:
 
 def _known(options: Mapping[str, Any]) -> Set[str]:
     """Return the names of the options that something is done with, or that ask for nothing."""
-    known = TRANSLATED | REFUSED.keys()
     if "enable_thinking" in options or "reasoning_effort" in options:
-        return known
+        return _KNOWN
     # A budget alone does not say that the model should think.
-    return known - {"thinking_budget"}
+    return _KNOWN_WITHOUT_THINKING
 
 
 def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:

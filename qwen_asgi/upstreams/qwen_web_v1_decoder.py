@@ -29,6 +29,28 @@ class QwenWebV1Decoder:
 
     LONGEST_DOCUMENT = 16 * 1024 * 1024
 
+    __slots__ = (
+        "_begun",
+        "_document",
+        "_ends_by_close",
+        "_events",
+        "_finished",
+        "_frames",
+        "_has_phases",
+        "_has_reasoning",
+        "_has_text",
+        "_incremental",
+        "_phase",
+        "_piece",
+        "_reason",
+        "_secret",
+        "_start",
+        "_texts",
+        "_think_tags",
+        "_usage",
+        "complete",
+    )
+
     def __init__(self, *, incremental: bool, ends_by_close: bool = False, secret: str = "") -> None:
         self._incremental = incremental
         self._ends_by_close = ends_by_close

@@ -30,6 +30,9 @@ class Paused:
     def resume_reading(self) -> None:
         self.is_paused = False
 
+    def wake_at(self, when: float) -> None:
+        """Nothing here waits."""
+
 
 Result = tuple[int, tuple[tuple[str, str], ...], bytes, type[UpstreamError] | None, bool]
 """Status, headers, body, error, and whether the connection may be used again."""
