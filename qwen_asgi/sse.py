@@ -89,6 +89,11 @@ class Decoder:
         return frames
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether all that was fed are whole events, so that the next byte begins one."""
+        return not (self._parts or self._line or self._data or self._event or self._after_cr)
+
+    @property
     def within_event(self) -> bool:
         """Whether an event has begun whose blank line has not come.
 

@@ -38,7 +38,12 @@ class RunningUsage:
 
     def update(self, usage: Mapping[str, Any]) -> None:
         """Take over what `usage` holds; what is missing, null or no count stays as it was."""
-        prompt, completion = _count(usage, PROMPT), _count(usage, COMPLETION)
+        # The first names are the usual ones, and this is done for each frame.
+        prompt, completion = usage.get(PROMPT[0]), usage.get(COMPLETION[0])
+        if type(prompt) is not int or prompt < 0:
+            prompt = _count(usage, PROMPT)
+        if type(completion) is not int or completion < 0:
+            completion = _count(usage, COMPLETION)
         total = _count(usage, TOTAL)
         if prompt is None and completion is None and total is None:
             return

@@ -128,17 +128,21 @@ async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> 
 class _Clock:
     """How long the next wait may be."""
 
-    __slots__ = ("_first_until", "_idle", "_total_until")
+    __slots__ = ("_first_until", "_idle", "_total_until", "steady")
 
     def __init__(self, timeouts: Timeouts) -> None:
         now = time.monotonic()
         self._idle = timeouts.idle
+        self.steady = 0.0
+        """How long any wait may be from now on; 0 while that changes."""
         self._first_until: float | None = now + timeouts.first
         self._total_until = None if timeouts.total is None else now + timeouts.total
 
     def begun(self) -> None:
         """The first event is there: from now on it is the silence that counts."""
         self._first_until = None
+        if self._total_until is None:
+            self.steady = self._idle
 
     def left(self) -> float:
         """Return seconds, more than 0. Raises UpstreamTimeout when there are none left."""
@@ -186,7 +190,7 @@ class _Answer:
                 if decoder.ending:
                     data = await self._read_footer()
                 else:
-                    data = await self._response.read(self._clock.left())
+                    data = await self._response.read(self._clock.steady or self._clock.left())
                 events = decoder.feed(data) if data else decoder.close()
             except UpstreamError as error:
                 # What came before it goes out first.

@@ -49,6 +49,7 @@ class QwenWebV1Decoder:
         "_think_tags",
         "_usage",
         "complete",
+        "ending",
     )
 
     def __init__(self, *, incremental: bool, ends_by_close: bool = False, secret: str = "") -> None:
@@ -73,13 +74,14 @@ class QwenWebV1Decoder:
         self._has_text = False
         self._has_reasoning = False
         self._finished = False
+        self.ending = False
         self.complete = False
 
-    @property
-    def ending(self) -> bool:
-        return self._finished and not self.complete
-
     def feed(self, data: bytes) -> list[Event]:
+        if self._piece is not None and self._frames.is_fresh:
+            data = self._feed_pieces(self._piece, data)
+            if not data:
+                return self._take()
         try:
             self._feed(data)
         except sse.FrameTooLarge as exc:
@@ -101,6 +103,48 @@ class QwenWebV1Decoder:
     def _take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def _feed_pieces(self, piece: type[TextDelta] | type[ReasoningDelta], data: bytes) -> bytes:
+        """Take the frames at the start of `data` that only go on with the text; return the rest.
+
+        Nearly every frame of an answer is such a one. It is no other reading than that of `_feed`,
+        which any frame that has more to say is left to, but one without a call for each step.
+        """
+        if b"\r" in data:
+            return data
+        start = 0
+        while data.startswith(b"data: {", start):
+            end = data.find(b"}\n\n", start) + 1
+            frame = data[start + 6 : end]
+            chunk = _web_errors.read_object(frame) if end and b"\n" not in frame else None
+            content = None if chunk is None else self._only_content(chunk)
+            if chunk is None or content is None:
+                break
+            usage = chunk.get("usage")
+            if usage and type(usage) is dict:
+                self._usage.update(usage)
+            self._events.append(piece(content))
+            start = end + 2
+        return data[start:]
+
+    def _only_content(self, chunk: Mapping[str, Any]) -> str | None:
+        """Return the text of a frame that holds that and its usage, and nothing to look into."""
+        choices = chunk.get("choices")
+        choice = choices[0] if type(choices) is list and choices else None
+        delta = choice.get("delta") if type(choice) is dict else None
+        if type(choice) is not dict or type(delta) is not dict:
+            return None
+        content = delta.get("content")
+        is_usual = (
+            type(content) is str
+            and delta.get("phase", "") == self._phase
+            and delta.get("status") != "finished"
+            and delta.get("role") != "function"
+            and choice.get("finish_reason") is None
+            and _MORE.isdisjoint(delta)
+            and _web_errors.SIGNS.isdisjoint(chunk)
+        )
+        return content or None if is_usual else None
 
     def _feed(self, data: bytes) -> None:
         if not self._begun:
@@ -179,27 +223,10 @@ class QwenWebV1Decoder:
             return
         delta = choice.get(key)
         if isinstance(delta, dict):
-            if self._piece is not None and self._is_next_piece(delta):
-                self._events.append(self._piece(delta["content"]))
-            else:
-                self._delta(delta)
+            self._delta(delta)
         reason = choice.get("finish_reason")
         if reason in ("length", "content_filter"):
             self._reason = reason
-
-    def _is_next_piece(self, delta: Mapping[str, Any]) -> bool:
-        """Whether all there is to `delta` is a text that goes on with the phase under way.
-
-        Nearly every frame is that; `_delta` would come to the same.
-        """
-        return (
-            type(delta.get("content")) is str
-            and delta["content"] != ""
-            and delta.get("phase", "") == self._phase
-            and delta.get("status") != "finished"
-            and delta.get("role") != "function"
-            and _MORE.isdisjoint(delta)
-        )
 
     def _delta(self, delta: Mapping[str, Any]) -> None:
         error = delta.get("error")
@@ -222,7 +249,7 @@ class QwenWebV1Decoder:
         if isinstance(content, str) and content:
             self._content(phase, content)
         if delta.get("status") == "finished" and phase in ("answer", ""):
-            self._finished = True
+            self._finished = self.ending = True
 
     def _content(self, phase: str, content: str) -> None:
         if self._document is not None:
@@ -287,6 +314,8 @@ class QwenWebV1Decoder:
             self._events.append(usage)
         self._events.append(Finish(self._reason))
         self.complete = True
+        self.ending = False
+        self._piece = None
 
 
 _MORE = frozenset({"error", "reasoning_content"})
