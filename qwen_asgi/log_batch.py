@@ -64,7 +64,7 @@ class BatchHandler(logging.Handler):
     def __init__(self, outputs: Sequence[Output]) -> None:
         super().__init__()
         self._outputs = outputs
-        self._ending = threading.Event()
+        self._gathers = True
         self._begin()
 
     def _begin(self) -> None:
@@ -72,6 +72,7 @@ class BatchHandler(logging.Handler):
         self._lines: list[str] = []
         self._writing = threading.Lock()
         self._gathering = threading.Event()
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -80,11 +81,10 @@ class BatchHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        if self._process != os.getpid():
-            # A fork has neither the thread nor a lock to trust, and the lines are its parent's.
-            self._begin()
+        self._check_process()
         self._lines.append(line)
-        if record.levelno >= logging.WARNING or len(self._lines) >= MOST_GATHERED:
+        is_urgent = record.levelno >= logging.WARNING or not self._gathers
+        if is_urgent or len(self._lines) >= MOST_GATHERED:
             self.flush()
         elif not self._gathering.is_set():
             self._gathering.set()
@@ -92,7 +92,13 @@ class BatchHandler(logging.Handler):
                 self._thread = threading.Thread(target=self._run, name="qwen_asgi log", daemon=True)
                 self._thread.start()
 
+    def write_through(self) -> None:
+        """Write what is gathered, and from now on each line at once."""
+        self._gathers = False
+        self.flush()
+
     def flush(self) -> None:
+        self._check_process()
         with self._writing:
             # Others only append meanwhile.
             lines = self._lines[:]
@@ -102,12 +108,17 @@ class BatchHandler(logging.Handler):
                     _write(output, lines)
 
     def close(self) -> None:
+        self.flush()
         self._ending.set()
         self._gathering.set()
-        self.flush()
         for output in self._outputs:
             output.close()
         super().close()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            # A fork has neither the thread nor a lock to trust, and the lines are its parent's.
+            self._begin()
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -120,7 +131,7 @@ class BatchHandler(logging.Handler):
 def _write(output: Output, lines: Sequence[str]) -> None:
     try:
         output.write_lines(lines)
-    except (OSError, ValueError) as exc:
+    except Exception as exc:
         # There is one place left to say so, and that may be what failed.
         with suppress(OSError, ValueError):
             sys.stderr.write(f"{len(lines)} lines of the log could not be written: {exc!r}\n")

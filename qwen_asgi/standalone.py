@@ -103,6 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
+class _Program(Gateway):
+    """The gateway of a process that ends with it."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        # A server may end itself by a signal next, and that leaves no time to write.
+        for handler in logging.getLogger("qwen_asgi").handlers:
+            if isinstance(handler, BatchHandler):
+                handler.write_through()
+
+
 def load_settings() -> Settings:
     """Read the environment and `.env`; end the program with status 2 if they will not do."""
     env_file = Path(".env")
@@ -131,7 +142,7 @@ def spare_collector() -> None:
 def build(settings: Settings) -> ASGIApp:
     """Return the gateway, with the headers that browsers ask for if origins are set."""
     # That it is open was said before this, in words that fit a program of its own.
-    gateway = Gateway(settings, authenticate=None if settings.client_keys else anonymous)
+    gateway = _Program(settings, authenticate=None if settings.client_keys else anonymous)
     if not settings.cors_origins:
         return gateway
     return CORSMiddleware(
@@ -152,8 +163,6 @@ def configure_logging(settings: Settings, *names: str) -> None:
             outputs.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
         except OSError as exc:
             problem = exc
-    # What the format does not show need not be found out for each line.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = BatchHandler(outputs)
     handler.setFormatter(Formatter(LOG_FORMAT))
     for name in names:

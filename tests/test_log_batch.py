@@ -170,6 +170,29 @@ def test_a_program_that_ends_writes_its_last_lines() -> None:
     assert run("logging.info('last')") == "last\n"
 
 
+def test_from_a_moment_on_each_line_is_written_at_once(
+    log: logging.Logger, output: Recorder
+) -> None:
+    [handler] = log.handlers
+    assert isinstance(handler, BatchHandler)
+    log.info("before")
+    handler.write_through()
+    assert output.lines == ["before"]
+    log.info("after")
+    assert output.lines == ["before", "after"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_does_not_write_its_parent_s_lines_again() -> None:
+    program = """
+logging.info("parent")
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+"""
+    assert run(program) == "parent\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_writes_its_own_lines() -> None:
     program = """

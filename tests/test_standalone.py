@@ -421,6 +421,23 @@ def test_sigterm_ends_it_at_once(
         assert "Traceback" not in program.output
 
 
+@pytest.mark.parametrize(
+    "command", [APP, (*QWEN_ASGI, "--port", "0")], ids=["uvicorn", "qwen-asgi"]
+)
+@pytest.mark.usefixtures("qwen")
+def test_sigterm_leaves_no_line_of_the_log_unwritten(
+    command: tuple[str, ...], qwen_url: str, tmp_path: Path, http: httpx.Client
+) -> None:
+    variables = {"QWEN_API_KEY": KEY, "QWEN_BASE_URL": qwen_url}
+    with running(command, tmp_path, **variables) as program:
+        response = http.post(f"{program.url}{CHAT}", json=ask(), headers={"connection": "close"})
+        program.end(signal.SIGTERM)
+    log = (tmp_path / "chat_api.log").read_text(encoding="utf-8")
+    assert f"chat {response.headers['x-request-id']}: " in log
+    # Our own command logs the server's lines too, and this is its last.
+    assert ("Finished server process" in log) is (command != APP)
+
+
 def test_two_workers_serve_and_write_one_log(
     qwen_url: str, tmp_path: Path, http: httpx.Client
 ) -> None:

@@ -367,7 +367,7 @@ def _message(fields: Mapping[str, Any], where: str) -> Message:
     role: Role = "system" if fields["role"] == "developer" else fields["role"]
     content = fields.get("content")
     extra = {}
-    if len(fields) > 2:
+    if len(fields) > 1 + ("content" in fields):
         extra = {
             k: v for k, v in fields.items() if k not in _OF_MESSAGES and v not in (None, [], {})
         }

@@ -22,6 +22,7 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_response",
         "_timer",
+        "_timer_at",
         "_transport",
         "resting_since",
         "served",
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
         self._lost = False
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -108,8 +110,9 @@ class Connection(asyncio.Protocol):
 
     def wake_at(self, when: float) -> None:
         # One timer serves all waits of all exchanges: it is moved on only when it goes off.
-        if self._timer is None or self._timer.when() > when:
+        if self._timer is None or self._timer_at > when:
             self._stop_timer()
+            self._timer_at = when
             self._timer = self._loop.call_at(when, self._tick)
 
     def _stop_timer(self) -> None:

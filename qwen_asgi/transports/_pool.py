@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 from collections import deque
+from contextlib import suppress
 
 from qwen_asgi.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from qwen_asgi.transports._connect import Origin, connect
@@ -14,6 +15,10 @@ from qwen_asgi.transports._connection import Connection
 
 KEEP_SECONDS = 30.0
 """How long an unused connection is kept; servers commonly close theirs after a minute."""
+
+
+_MISMATCHES = {62, 63, 64}
+"""X509_V_ERR_HOSTNAME_MISMATCH, and the same for an e-mail and an IP address."""
 
 
 class Pool:
@@ -73,8 +78,12 @@ class Pool:
             self._discard(connection)
             return
         connection.rest()
-        if self._line and not connection.is_usable:
-            # It is not looked at again before it is used.
+        self._offer(connection)
+
+    def _offer(self, connection: Connection) -> None:
+        """Hand a resting connection to the first in line, or keep it."""
+        if self._closed or (self._line and not connection.is_usable):
+            # Who is handed one does not look at it again.
             self._discard(connection)
             return
         waiting = self._next_in_line()
@@ -135,12 +144,14 @@ class Pool:
         """Give on what was handed over in the same moment in which the wait ended."""
         if turn.cancelled() or not turn.done():
             turn.cancel()
+            with suppress(ValueError):
+                self._line.remove(turn)
             return
         connection = turn.result()
         if connection is None:
             self._give_place()
         else:
-            self.release(connection)
+            self._offer(connection)
 
     async def _connect(self, until: float) -> Connection:
         """Open a connection in a place that is already counted."""
@@ -151,7 +162,7 @@ class Pool:
         except BaseException as exc:
             self._give_place()
             match exc:
-                case TimeoutError():
+                case TimeoutError() if exc.errno is None:
                     raise UpstreamTimeout(
                         f"no connection to the upstream within {until - begun:.3g} seconds"
                     ) from None
@@ -184,7 +195,10 @@ class Pool:
 def _reason(exc: OSError) -> str:
     """Return why, in words that name no address: they stand in a client's answer."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"its certificate is not valid: {exc.verify_message}"
+        # OpenSSL's own words for a mismatch hold the name that was asked for.
+        is_mismatch = exc.verify_code in _MISMATCHES
+        reason = "it is for another host" if is_mismatch else exc.verify_message
+        return f"its certificate is not valid: {reason}"
     if isinstance(exc, ssl.SSLError):
         return (exc.reason or "TLS failed").replace("_", " ").lower()
     if isinstance(exc, socket.gaierror):

@@ -8,7 +8,6 @@ cancelled, at whatever moment, never poisons it.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
@@ -23,6 +22,7 @@ from qwen_asgi.transports._connect import Origin
 from qwen_asgi.transports._connection import Connection
 from qwen_asgi.transports._pool import Pool
 from qwen_asgi.transports._response import DirectResponse
+from qwen_asgi.transports._tls import verifying_context
 
 _BREAKS = re.compile(r"[\r\n\0]")
 
@@ -94,7 +94,8 @@ class DirectTransport:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = _verifying_context()
+            self._tls = verifying_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
 
@@ -200,21 +201,3 @@ def _render(request: UpstreamRequest) -> _Head:
     if not data or _BREAKS.search("".join(lines)):
         raise UpstreamUnreachable("a header for the upstream is not one line of latin-1")
     return _Head(Origin(host, port or (443 if tls else 80), tls), data, request.headers)
-
-
-def _verifying_context() -> ssl.SSLContext:
-    """What servers are checked with: the system's certificates, as OpenSSL finds them."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not context.cert_store_stats()["x509_ca"] and not _has_certificate_folder():
-        # A small container, or a Python that came with an OpenSSL of its own.
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
-
-
-def _has_certificate_folder() -> bool:
-    """OpenSSL reads the certificates of a folder only when it needs them."""
-    folder = ssl.get_default_verify_paths().capath
-    return folder is not None and any(os.scandir(folder))

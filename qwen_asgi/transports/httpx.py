@@ -23,6 +23,7 @@ from qwen_asgi.errors import (
     UpstreamUnreachable,
 )
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
+from qwen_asgi.transports._tls import verifying_context
 
 HTTPX_DEFAULT_LIMIT = 100
 """Connections of a client whose pool cannot be asked; httpx's own default."""
@@ -299,8 +300,8 @@ def _connection_limit(client: httpx.AsyncClient) -> int:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """What servers are checked with; reading the certificates takes longer than a request."""
-    return httpx.create_ssl_context(trust_env=False)
+    """Made once for all; httpx shares it between its clients."""
+    return verifying_context()
 
 
 def _now() -> float:

@@ -267,7 +267,11 @@ class QwenWebV1Decoder:
                 "QWEN_INCREMENTAL=true reads them"
             ) from None
         if reader.gives_all and (phase or self._think_tags.gives_all):
-            self._piece = ReasoningDelta if phase.startswith("think") else TextDelta
+            # Not before one was made here, which notes that there is some.
+            if phase.startswith("think"):
+                self._piece = ReasoningDelta if self._has_reasoning else None
+            else:
+                self._piece = TextDelta if self._has_text else None
 
     def _is_incremental(self) -> bool:
         """What was found out in one phase holds for the next one."""

@@ -169,6 +169,15 @@ def test_other_fields_of_a_message_are_kept_unless_they_say_nothing() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["tool_calls", "function_call", "name", "anything"])
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": "a"}])
+def test_a_message_keeps_its_other_fields_with_and_without_content(
+    name: str, content: dict[str, Any]
+) -> None:
+    (found,) = read(messages=[{"role": "assistant", **content, name: [{"id": "1"}]}]).messages
+    assert found.extra == {name: [{"id": "1"}]}
+
+
 def test_null_counts_as_absent() -> None:
     optional = [name for name in _Body.__annotations__ if name not in BASE]
     assert read(**dict.fromkeys(optional), unknown=None) == read()

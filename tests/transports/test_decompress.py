@@ -179,3 +179,27 @@ async def test_a_bomb_reaches_who_reads_in_pieces(lane: Lane, torture: TortureSe
     if lane.is_direct:
         assert largest <= LARGEST_PIECE
     await check_healthy(transport, torture)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_gzip_file_of_several_members_is_read_to_its_end(size: int) -> None:
+    packed = gzip.compress(b"one ") + gzip.compress(b"") + gzip.compress(b"two")
+    decompressor = Decompressor("gzip")
+    pieces = [packed[start : start + size] for start in range(0, len(packed), size)]
+    assert unpack(decompressor, *pieces) == b"one two"
+    assert not decompressor.is_cut
+
+
+def test_a_second_member_that_is_cut_is_a_cut() -> None:
+    first, second = gzip.compress(b"one "), gzip.compress(b"two")
+    for cut in range(2, len(second)):
+        decompressor = Decompressor("gzip")
+        unpack(decompressor, first + second[:cut])
+        assert decompressor.is_cut
+
+
+@pytest.mark.parametrize("rest", [b"\0", bytes(600), b"\x1fx", b"garbage"])
+def test_what_follows_a_gzip_file_and_is_none_is_dropped(rest: bytes) -> None:
+    decompressor = Decompressor("gzip")
+    assert unpack(decompressor, gzip.compress(b"one") + rest, rest) == b"one"
+    assert not decompressor.is_cut

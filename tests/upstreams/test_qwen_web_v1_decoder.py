@@ -891,6 +891,56 @@ def test_phases_come_out_as_reasoning_and_text(
     check(data.draw(encoded(deltas, done)), text, thought, incremental, True)
 
 
+SCRAPS: list[dict[str, Any]] = [
+    {"content": "<think>"},
+    {"content": "a"},
+    {"content": "</think>"},
+    {"content": "b", "phase": "answer"},
+    {"content": "c", "phase": "think"},
+    {"content": "", "phase": "answer", "status": "finished"},
+    {"content": "d", "reasoning_content": "e"},
+    {"content": "f", "role": "function"},
+    {"content": "g", "phase": "web_search"},
+]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_frames_that_come_one_by_one_mean_what_they_mean_together(number: int) -> None:
+    """The usual frames are read in a quick way of their own; what is usual depends on the frames
+    before, and so on where a read ends."""
+    for deltas in product(SCRAPS, repeat=number):
+        frames = [frame(**delta) for delta in deltas]
+        for body in [*frames, b"data: [DONE]\n\n"], [*frames, frame("h"), frame("i")]:
+            one_by_one, together = read(decoder(), body), read(decoder(), [b"".join(body)])
+            for reading in one_by_one, together:
+                reading.events = joined(reading.events)
+            assert one_by_one.events == together.events, body
+            assert type(one_by_one.error) is type(together.error), body
+            assert str(one_by_one.error) == str(together.error), body
+
+
+def joined(events: list[Event]) -> list[Event]:
+    """Put neighbouring pieces together: how they are cut is free."""
+    found: list[Event] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
+            found[-1] = TextDelta(last.text + event.text)
+        elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
+            found[-1] = ReasoningDelta(last.text + event.text)
+        else:
+            found.append(event)
+    return found
+
+
+def test_text_after_an_empty_thought_is_an_answer() -> None:
+    for thought in ["<think></think>"], ["<think>", "</think>"], ["<think>", "a", "</think>"]:
+        body = [frame(text) for text in [*thought, "hello", " world"]]
+        reading = read(decoder(), [*body, b"data: [DONE]\n\n"])
+        assert reading.error is None
+        assert [e.text for e in reading.events if isinstance(e, TextDelta)] == ["hello", " world"]
+
+
 def delta_of(content: str, phase: str | None) -> dict[str, Any]:
     return {"content": content} if phase is None else {"content": content, "phase": phase}
 
