@@ -82,7 +82,8 @@ async def _stream(
     try:
         async with upstream(chat) as batches:
             async for batch in batches:
-                exchange.saw_events()
+                if exchange.first_event is None:
+                    exchange.saw_events()
                 data = writer.write(batch)
                 if data:
                     await stream.write(data)

@@ -138,8 +138,9 @@ class DirectResponse:
 
     def _take(self) -> bytes:
         pieces, self._pieces = self._pieces, []
+        if self._buffered > BUFFER_LIMIT:
+            self._source.resume_reading()
         self._buffered = 0
-        self._source.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _arrival(self, until: float) -> asyncio.Future[bool]:
