@@ -156,8 +156,9 @@ logging.getLogger().setLevel("INFO")
 
 
 def run(program: str) -> str:
+    # Python 3.12 and later warn of a fork beside a thread, which is what is tried here.
     done = subprocess.run(
-        [sys.executable, "-c", ENDING + program],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ENDING + program],
         capture_output=True,
         text=True,
         timeout=50,
