@@ -30,9 +30,9 @@ class Exchange:
     first_event: float | None = None
     """Both in seconds of the monotonic clock."""
 
-    def saw_events(self) -> None:
-        if self.first_event is None:
-            self.first_event = time.monotonic()
+    def begun(self) -> None:
+        """The upstream was entered, and that is when its first events are there."""
+        self.first_event = time.monotonic()
 
     def failed(self, error: QwenASGIError) -> None:
         self.end = error.code or error.type

@@ -45,15 +45,17 @@ class Console:
 
 
 class Formatter(logging.Formatter):
-    """logging's own, that works the date and time out once a second."""
+    """logging's own, that works the default date and time out once a second."""
 
     _last = (-1, "")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        if datefmt:
+            return super().formatTime(record, datefmt)
         second, text = self._last
         if second != int(record.created):
             second = int(record.created)
-            text = time.strftime(datefmt or self.default_time_format, self.converter(second))
+            text = time.strftime(self.default_time_format, self.converter(second))
             self._last = (second, text)
         return f"{text},{int(record.msecs):03d}"
 

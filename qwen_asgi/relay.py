@@ -53,8 +53,8 @@ async def _whole(
 ) -> None:
     whole = Fold()
     async with upstream(chat) as batches:
+        exchange.begun()
         async for batch in batches:
-            exchange.saw_events()
             whole.add(batch)
             if whole.size > LONGEST_ANSWER:
                 raise UpstreamInvalidResponse(
@@ -81,9 +81,8 @@ async def _stream(
     stream = EventStream(response, heartbeat, lambda: _ignored(chat))
     try:
         async with upstream(chat) as batches:
+            exchange.begun()
             async for batch in batches:
-                if exchange.first_event is None:
-                    exchange.saw_events()
                 data = writer.write(batch)
                 if data:
                     await stream.write(data)

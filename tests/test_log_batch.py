@@ -130,8 +130,9 @@ def test_a_message_that_cannot_be_made_is_said_and_ends_nothing(
     assert output.lines == ["kept"]
 
 
-def test_the_time_is_the_one_that_logging_itself_gives() -> None:
-    ours, theirs = Formatter(FORMAT), logging.Formatter(FORMAT)
+@pytest.mark.parametrize("datefmt", [None, "%H:%M", "%Y"])
+def test_the_time_is_the_one_that_logging_itself_gives(datefmt: str | None) -> None:
+    ours, theirs = Formatter(FORMAT, datefmt), logging.Formatter(FORMAT, datefmt)
     for created in [0.0, 1.25, 1.9994, 1_700_000_000.001, 1_700_000_000.5, time.time()]:
         record = logging.makeLogRecord({"msg": "x", "levelname": "INFO"})
         record.created = created
