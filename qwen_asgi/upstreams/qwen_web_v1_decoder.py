@@ -9,9 +9,13 @@ from qwen_asgi import sse
 from qwen_asgi.chat import Event, Extra, Finish, FinishReason, ReasoningDelta, TextDelta
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTruncated
 from qwen_asgi.upstreams import _web_errors
+from qwen_asgi.upstreams._frame_shapes import FrameShapes
 from qwen_asgi.upstreams._snapshots import Contradiction, TextReader
 from qwen_asgi.upstreams._think_tags import ThinkTags
 from qwen_asgi.upstreams._usage import RunningUsage
+
+MOST_AT_ONCE = 32 * 1024
+"""Bytes that are cut frame by frame at a time; of more, each cut would copy the rest."""
 
 
 class QwenWebV1Decoder:
@@ -44,6 +48,7 @@ class QwenWebV1Decoder:
         "_piece",
         "_reason",
         "_secret",
+        "_shapes",
         "_start",
         "_texts",
         "_think_tags",
@@ -67,6 +72,8 @@ class QwenWebV1Decoder:
         self._has_phases = False
         self._piece: type[TextDelta] | type[ReasoningDelta] | None = None
         """What each text of the phase under way is, once nothing of it is held or examined."""
+        self._shapes = FrameShapes()
+        """Of frames that were such a piece."""
         self._texts: dict[str, TextReader] = {}
         self._think_tags = ThinkTags()
         self._usage = RunningUsage()
@@ -78,12 +85,16 @@ class QwenWebV1Decoder:
         self.complete = False
 
     def feed(self, data: bytes) -> list[Event]:
-        if self._piece is not None and self._frames.is_fresh:
-            data = self._feed_pieces(self._piece, data)
-            if not data:
-                return self._take()
+        piece = self._piece
+        if piece is not None and self._frames.is_fresh:
+            # Nearly all that is fed ends here.
+            texts, data = self._shapes.read(data)
+            if not data and not self._events:
+                return [piece(text) for text in texts]
+            self._events += [piece(text) for text in texts]
         try:
-            self._feed(data)
+            for start in range(0, len(data), MOST_AT_ONCE):
+                self._feed_part(data[start : start + MOST_AT_ONCE])
         except sse.FrameTooLarge as exc:
             raise UpstreamInvalidResponse(f"the upstream's answer is too long: {exc}") from exc
         return self._take()
@@ -104,28 +115,54 @@ class QwenWebV1Decoder:
         events, self._events = self._events, []
         return events
 
+    def _feed_part(self, data: bytes) -> None:
+        """Take what arrived, by the short way wherever that leads on."""
+        self._count_last()
+        step = 1
+        while data:
+            if self._piece is not None and self._frames.is_fresh:
+                data = self._feed_pieces(self._piece, data)
+            # Much may have arrived at once: a few frames on, the short way may be open again.
+            end = data.find(b"\n\n", step) + 2
+            part, data = (data[:end], data[end:]) if end > 1 else (data, b"")
+            self._feed(part)
+            step *= 2
+
     def _feed_pieces(self, piece: type[TextDelta] | type[ReasoningDelta], data: bytes) -> bytes:
         """Take the frames at the start of `data` that only go on with the text; return the rest.
 
         Nearly every frame of an answer is such a one. It is no other reading than that of `_feed`,
-        which any frame that has more to say is left to, but one without a call for each step.
+        which any frame that has more to say is left to, but one without a call for each step, and
+        after the first frames without a look at what is the same in all of them.
         """
         if b"\r" in data:
             return data
-        start = 0
-        while data.startswith(b"data: {", start):
-            end = data.find(b"}\n\n", start) + 1
-            frame = data[start + 6 : end]
-            chunk = _web_errors.read_object(frame) if end and b"\n" not in frame else None
+        while data:
+            texts, data = self._shapes.read(data)
+            self._events += [piece(text) for text in texts]
+            self._count_last()
+            end = data.find(b"\n\n") + 2
+            frame = data[:end]
+            chunk = _only_object(frame)
             content = None if chunk is None else self._only_content(chunk)
             if chunk is None or content is None:
                 break
-            usage = chunk.get("usage")
-            if usage and type(usage) is dict:
-                self._usage.update(usage)
+            self._count(chunk)
             self._events.append(piece(content))
-            start = end + 2
-        return data[start:]
+            self._shapes.learn(frame)
+            data = data[end:]
+        return data
+
+    def _count_last(self) -> None:
+        """Look at the counts of the last frame that was read by its shape."""
+        frame = self._shapes.take_last()
+        if frame:
+            self._count(_only_object(frame) or {})
+
+    def _count(self, chunk: Mapping[str, Any]) -> None:
+        usage = chunk.get("usage")
+        if usage and type(usage) is dict:
+            self._usage.update(usage)
 
     def _only_content(self, chunk: Mapping[str, Any]) -> str | None:
         """Return the text of a frame that holds that and its usage, and nothing to look into."""
@@ -245,6 +282,7 @@ class QwenWebV1Decoder:
             self._give_up_held()
             self._phase = phase
             self._piece = None
+            self._shapes.forget()
         self._has_phases = self._has_phases or bool(phase)
         if isinstance(content, str) and content:
             self._content(phase, content)
@@ -307,6 +345,7 @@ class QwenWebV1Decoder:
 
     def _end(self) -> None:
         self._give_up_held()
+        self._count_last()
         if not self._has_text and self._reason != "length":
             raise UpstreamInvalidResponse(
                 "the upstream ended its answer after the thinking"
@@ -324,6 +363,13 @@ class QwenWebV1Decoder:
 
 _MORE = frozenset({"error", "reasoning_content"})
 """Fields of a delta that say something beside its content."""
+
+
+def _only_object(frame: bytes) -> dict[str, Any] | None:
+    """Return what an event of one line of data holds, if that is a JSON object."""
+    if not frame.startswith(b"data: {") or frame.find(b"\n") != len(frame) - 2:
+        return None
+    return _web_errors.read_object(frame[6:])
 
 
 def _is_whole(data: bytes) -> bool:

@@ -1,0 +1,93 @@
+"""Frames that are like one that was parsed before, read without parsing them again.
+
+The frames of an answer differ in their text and in what they count, and in nothing else: the JSON
+around the text is the same, byte for byte, frame after frame. To parse one takes longer than all
+else that is done with it. So of a frame that was parsed, and found to do nothing but go on with the
+text, the shape is remembered: its bytes without the text, every digit a zero. Another frame of that
+shape, digit for digit, does nothing else either.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydantic_core import from_json
+
+MOST_SHAPES = 64
+"""Shapes that are learnt in all; an upstream whose frames are all different is parsed as ever."""
+
+_CONTENT = re.compile(rb'"content": ?"')
+_ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
+
+
+class FrameShapes:
+    """The shapes of one answer's frames: `learn` those that were parsed, `read` those to come.
+
+    All that are known at one time begin alike and have the same fields; they differ in how many
+    digits a number has.
+    """
+
+    __slots__ = ("_fields", "_head", "_last", "_learnt", "_tails")
+
+    def __init__(self) -> None:
+        self._head = b""
+        """What stands before the text, to the quote that begins it."""
+        self._tails: set[bytes] = set()
+        """What may stand behind the quote that ends it, to the blank line."""
+        self._fields = b""
+        self._last = b""
+        self._learnt = 0
+
+    def forget(self) -> None:
+        """Know none any more: what a frame of a shape does is no longer the same."""
+        self._tails.clear()
+
+    def learn(self, frame: bytes) -> None:
+        """Remember the shape of `frame`, blank line and all, whose only text is its `content`."""
+        # In a valid frame no string holds a bare quote, so this is a field's name wherever it is.
+        found = _CONTENT.search(frame)
+        if found is None or frame.count(b'"content"') != 1 or self._learnt >= MOST_SHAPES:
+            return
+        self._learnt += 1
+        head = frame[: found.end()]
+        text, _, tail = frame[found.end() :].partition(b'"')
+        if text.endswith(b"\\"):
+            return
+        fields = re.sub(rb"\d+", b"0", tail)
+        if head != self._head or fields != self._fields:
+            self.forget()
+            self._head, self._fields = head, fields
+        self._tails.add(tail.translate(_ZEROS))
+
+    def read(self, data: bytes) -> tuple[list[str], bytes]:
+        """Return the texts of the frames at the start of `data` whose shape is known, and the rest.
+
+        All of them count the same things, so that the last one tells all: see `take_last`.
+        """
+        texts: list[str] = []
+        head, tails = self._head, self._tails
+        if not tails or not data.startswith(head):
+            return texts, data
+        parts = data.split(head)
+        for part in parts[1:]:
+            raw, _, tail = part.partition(b'"')
+            if tail.translate(_ZEROS) not in tails:
+                break
+            try:
+                text = from_json(b'"%b"' % raw)
+            except ValueError:
+                # Mostly an escaped quote: the text goes on behind it.
+                break
+            if not text:
+                break
+            texts.append(text)
+            self._last = tail
+        if len(texts) == len(parts) - 1:
+            return texts, b""
+        parts[: len(texts) + 1] = [b""]
+        return texts, head.join(parts)
+
+    def take_last(self) -> bytes:
+        """Return the last frame that was read, without its text; nothing if that was done."""
+        last, self._last = self._last, b""
+        return b'%b"%b' % (self._head, last) if last else b""
