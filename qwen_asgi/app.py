@@ -46,7 +46,7 @@ from qwen_asgi.http import JSON, RawHeaders, Response, headers_of, read_body
 from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
-from qwen_asgi.request_log import printable
+from qwen_asgi.request_log import Printable, printable
 from qwen_asgi.settings import Settings, revealed
 from qwen_asgi.transports import Transport
 from qwen_asgi.transports.lanes import lane_to
@@ -218,7 +218,7 @@ class Gateway:
             _check_content_type(call.headers.get(b"content-type"))
             body = await read_body(call.headers, call.receive, self.settings.max_body)
             if self.settings.log_bodies:
-                logger.info("request %s: %s", call.id, printable(body))
+                logger.info("request %s: %s", call.id, Printable(body))
             chat = self._api.read(body)
             async with ClientWatch(call.receive) as watch:
                 upstream = await self._catalog.resolve(chat.model)

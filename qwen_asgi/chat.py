@@ -15,7 +15,12 @@ Role = Literal["system", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-@dataclass(frozen=True, slots=True)
+# A frozen dataclass takes two to three times as long to make as a plain slotted one (measured: 0.29
+# against 0.15 us for one field). What is made for each message or each frame is not frozen, then;
+# nobody changes it.
+
+
+@dataclass(slots=True)
 class Part:
     """One part of a message's content."""
 
@@ -27,7 +32,7 @@ class Part:
     """The part as the client sent it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One turn of the conversation, in OpenAI's roles; `developer` is read as `system`."""
 
@@ -66,11 +71,6 @@ class ChatRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the body, by its OpenAI name, as the client sent it; nulls left out."""
     notes: Notes = field(default_factory=Notes)
-
-
-# Events are made once a frame, by the hundred in a stream. A frozen dataclass costs twice as much
-# to make as a plain slotted one (measured: 0.29 against 0.15 us), so these are not frozen; nobody
-# changes an event.
 
 
 @dataclass(slots=True)

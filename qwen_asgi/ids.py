@@ -28,6 +28,9 @@ class IdSource:
         return f"{prefix}{next(numbers):08x}"
 
 
+_VARIANTS = dict(zip("0123456789abcdef", 4 * "89ab", strict=True))
+
+
 def fresh_uuids(number: int) -> list[str]:
     """Return random UUIDs (version 4), made from one read of the system's randomness."""
     entropy = os.urandom(16 * number).hex()
@@ -35,5 +38,5 @@ def fresh_uuids(number: int) -> list[str]:
 
 
 def _uuid4(digits: str) -> str:
-    variant = "89ab"[int(digits[16], 16) & 3]
+    variant = _VARIANTS[digits[16]]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

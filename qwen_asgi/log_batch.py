@@ -1,8 +1,10 @@
-"""The log of the standalone program: each line formatted once, and written with its neighbours.
+"""The log of the standalone program: records gathered, then made into lines and written together.
 
-To lock, look at and write a file for every line costs several times what a request does. So lines
-are gathered, for a tenth of a second at most; a warning or worse goes out at once, with all that
-came before it. A process that is killed outright loses what it had gathered.
+To lock, look at and write a file for every line costs several times what a request does, and to
+make a line amidst a request several times what it costs among others. So records are gathered, for
+a tenth of a second at most; a warning or worse goes out at once, with all that came before it. A
+process that is killed outright loses what it had gathered. What a record is made of must not change
+once it is logged.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Protocol
 
 GATHER_SECONDS = 0.1
 MOST_GATHERED = 256
-"""Lines after which they are written before their time is up."""
+"""Records after which they are written before their time is up."""
 
 
 class Output(Protocol):
@@ -44,6 +46,19 @@ class Console:
         """It is not ours to close."""
 
 
+def spare_log_records() -> None:
+    """Leave out of this process's log records what no format here asks for: file, line, thread.
+
+    As the logging HOWTO says it, under "Optimization".
+    """
+    logging._srcfile = None
+    logging.logThreads = False
+    logging.logProcesses = False
+    logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
+
+
 class Formatter(logging.Formatter):
     """logging's own, that works the default date and time out once a second."""
 
@@ -61,7 +76,7 @@ class Formatter(logging.Formatter):
 
 
 class BatchHandler(logging.Handler):
-    """Gathers lines for its outputs; a thread writes them, or `flush`, or a warning."""
+    """Gathers records for its outputs; a thread writes them, or `flush`, or a warning."""
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         super().__init__()
@@ -71,22 +86,17 @@ class BatchHandler(logging.Handler):
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lines: list[str] = []
+        self._records: list[logging.LogRecord] = []
         self._writing = threading.Lock()
         self._gathering = threading.Event()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception:
-            self.handleError(record)
-            return
         self._check_process()
-        self._lines.append(line)
+        self._records.append(record)
         is_urgent = record.levelno >= logging.WARNING or not self._gathers
-        if is_urgent or len(self._lines) >= MOST_GATHERED:
+        if is_urgent or len(self._records) >= MOST_GATHERED:
             self.flush()
         elif not self._gathering.is_set():
             self._gathering.set()
@@ -103,11 +113,21 @@ class BatchHandler(logging.Handler):
         self._check_process()
         with self._writing:
             # Others only append meanwhile.
-            lines = self._lines[:]
-            del self._lines[: len(lines)]
+            records = self._records[:]
+            del self._records[: len(records)]
+            lines = self._lines(records)
             if lines:
                 for output in self._outputs:
                     _write(output, lines)
+
+    def _lines(self, records: Sequence[logging.LogRecord]) -> list[str]:
+        lines = []
+        for record in records:
+            try:
+                lines.append(self.format(record))
+            except Exception:
+                self.handleError(record)
+        return lines
 
     def close(self) -> None:
         self.flush()
@@ -119,7 +139,7 @@ class BatchHandler(logging.Handler):
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
-            # A fork has neither the thread nor a lock to trust, and the lines are its parent's.
+            # A fork has neither the thread nor a lock to trust, and the records are its parent's.
             self._begin()
 
     def _run(self) -> None:

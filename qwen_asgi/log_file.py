@@ -58,18 +58,28 @@ class SharedRotatingFileHandler(RotatingFileHandler):
         with self._alone():
             if self._was_rotated():
                 self._reopen()
-            is_bounded = self.maxBytes > 0 and self._is_a_file()
-            size = os.stat(self.baseFilename).st_size if is_bounded else 0
-            for line in lines:
-                text = line + self.terminator
-                length = len(text.encode("utf-8", "backslashreplace"))
-                if is_bounded and size > 0 and size + length > self.maxBytes:
-                    self.doRollover()
-                    size = 0
-                assert self.stream is not None
-                self.stream.write(text)
-                size += length
-            self.flush()
+            text = "".join([f"{line}{self.terminator}" for line in lines])
+            if self._has_room(text):
+                self._put(text)
+            else:
+                for line in lines:
+                    self._put_where_there_is_room(line + self.terminator)
+
+    def _put_where_there_is_room(self, text: str) -> None:
+        if not self._has_room(text) and os.stat(self.baseFilename).st_size > 0:
+            self.doRollover()
+        self._put(text)
+
+    def _has_room(self, text: str) -> bool:
+        if self.maxBytes <= 0 or not self._is_a_file():
+            return True
+        length = len(text.encode("utf-8", "backslashreplace"))
+        return os.stat(self.baseFilename).st_size + length <= self.maxBytes
+
+    def _put(self, text: str) -> None:
+        assert self.stream is not None
+        self.stream.write(text)
+        self.flush()
 
     def close(self) -> None:
         super().close()

@@ -24,5 +24,18 @@ def printable(text: bytes | str, longest: int = LONGEST) -> str:
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
+class Printable:
+    """`printable(text)`, worked out when a log line is made of it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: bytes) -> None:
+        # Of what is long only a part is shown: what is kept until then stays short.
+        self._text = text if len(text) <= LONGEST else printable(text)
+
+    def __str__(self) -> str:
+        return self._text if isinstance(self._text, str) else printable(self._text)
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

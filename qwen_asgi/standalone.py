@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 from qwen_asgi.app import Gateway
 from qwen_asgi.authentication import anonymous
-from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output
+from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output, spare_log_records
 from qwen_asgi.log_file import BACKUPS, MAX_BYTES, SharedRotatingFileHandler
 from qwen_asgi.settings import Settings, SettingsError
 
@@ -98,8 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=options.workers,
         log_config=None,
         access_log=False,
-        # Nobody here asks who the client was.
+        # Nobody here asks who the client was, nor what serves it.
         proxy_headers=False,
+        server_header=False,
     )
 
 
@@ -163,6 +164,7 @@ def configure_logging(settings: Settings, *names: str) -> None:
             outputs.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
         except OSError as exc:
             problem = exc
+    spare_log_records()
     handler = BatchHandler(outputs)
     handler.setFormatter(Formatter(LOG_FORMAT))
     for name in names:

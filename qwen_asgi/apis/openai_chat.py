@@ -187,10 +187,9 @@ class OpenAIChat:
         except ValidationError as exc:
             raise _invalid(exc.errors(include_url=False)[0]) from None
         stream_options = fields.get("stream_options") or {}
-        messages = enumerate(fields["messages"])
         return ChatRequest(
             model=fields["model"],
-            messages=tuple([_message(m, f"messages[{i}]") for i, m in messages]),
+            messages=tuple([_message(m, i) for i, m in enumerate(fields["messages"])]),
             stream=bool(fields.get("stream")),
             include_usage=bool(stream_options.get("include_usage")),
             temperature=fields.get("temperature"),
@@ -363,7 +362,7 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None and k not in _READ_HERE}
 
 
-def _message(fields: Mapping[str, Any], where: str) -> Message:
+def _message(fields: Mapping[str, Any], index: int) -> Message:
     role: Role = "system" if fields["role"] == "developer" else fields["role"]
     content = fields.get("content")
     extra = {}
@@ -376,7 +375,7 @@ def _message(fields: Mapping[str, Any], where: str) -> Message:
     if role == "assistant" and content in (None, []):
         # So a tool-calling turn, or a refusal, comes back in a history.
         return Message(role, "", extra)
-    return Message(role, _content(content, f"{where}.content"), extra)
+    return Message(role, _content(content, f"messages[{index}].content"), extra)
 
 
 def _content(content: Any, where: str) -> str | tuple[Part, ...]:

@@ -58,11 +58,9 @@ class Pool:
 
         Raises Overloaded, UpstreamUnreachable, UpstreamTimeout.
         """
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_usable:
-                return connection
-            self._discard(connection)
+        idle = self.take_idle()
+        if idle is not None:
+            return idle
         until = min(until, self._loop.time() + self._patience)
         if self._open < self._limit:
             self._open += 1
@@ -71,6 +69,15 @@ class Pool:
             if handed is not None:
                 return handed
         return await self._connect(until)
+
+    def take_idle(self) -> Connection | None:
+        """Return a connection as `acquire` does, if one lies ready."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                return connection
+            self._discard(connection)
+        return None
 
     def release(self, connection: Connection) -> None:
         """Take a connection back, or close it if its exchange did not come to its proper end."""

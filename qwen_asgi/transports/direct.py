@@ -53,6 +53,11 @@ class DirectTransport:
         if pools is not None:
             await pools.closer.aclose()
 
+    def known_pool(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> Pool | None:
+        """Return what `pool` returns, if it was made before."""
+        pools = self._loops.get(loop)
+        return None if pools is None else pools.by_origin.get(origin)
+
     async def pool(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> Pool:
         """Return the running loop's connections to `origin`."""
         pools = self._loops.get(loop)
@@ -140,10 +145,18 @@ class _Opening:
     async def __aenter__(self) -> DirectResponse:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._within
-        head = self._transport.head(self._request)
-        self._pool = pool = await self._transport.pool(loop, head.origin)
+        transport, request = self._transport, self._request
+        head = transport.head(request)
+        self._pool = pool = transport.known_pool(loop, head.origin) or await transport.pool(
+            loop, head.origin
+        )
+        start = b"%b\r\ncontent-length: %d\r\n\r\n" % (head.data, len(request.body))
         try:
-            response = await self._send(pool, head, until)
+            # Mostly a connection lies ready.
+            self._connection = pool.take_idle() or await pool.acquire(until)
+            response = self._connection.begin(start, request.body) or await self._again(
+                start, until
+            )
             await response.begin(until - loop.time())
         except BaseException:
             self._leave()
@@ -158,21 +171,19 @@ class _Opening:
     ) -> None:
         self._leave()
 
-    async def _send(self, pool: Pool, head: _Head, until: float) -> DirectResponse:
-        """Send the request, once; return who receives its answer."""
-        body = self._request.body
-        start = b"%b\r\ncontent-length: %d\r\n\r\n" % (head.data, len(body))
-        while True:
-            connection = self._connection = await pool.acquire(until)
-            response = connection.begin(start, body)
+    async def _again(self, start: bytes, until: float) -> DirectResponse:
+        """Send the request by another connection: this one broke before it took a single byte, and
+        what was not sent can be sent again. One that was idle may be so; a new one that is, is the
+        upstream's failure.
+        """
+        assert self._pool is not None
+        while self._connection is not None and self._connection.served > 0:
+            self._leave()
+            self._connection = await self._pool.acquire(until)
+            response = self._connection.begin(start, self._request.body)
             if response is not None:
                 return response
-            # A connection that broke before it took a single byte: what was not sent can be sent
-            # again. One that was idle may be so; a new one that is, is the upstream's failure.
-            was_idle = connection.served > 0
-            self._leave()
-            if not was_idle:
-                raise UpstreamUnreachable("the connection to the upstream broke at once")
+        raise UpstreamUnreachable("the connection to the upstream broke at once")
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None

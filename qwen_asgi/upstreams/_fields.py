@@ -48,6 +48,8 @@ def ignored(
     # A client may send any name; one that is not plain could write into the header.
     names = [name for name in options if name not in known and _PLAIN_NAME.fullmatch(name)]
     for message in messages:
+        if not message.extra:
+            continue
         extra = [name for name in message.extra if name not in known_in_messages]
         names += [f"messages.{name}" for name in extra if _PLAIN_NAME.fullmatch(name)]
     return tuple(dict.fromkeys(names))[:MOST_NAMED]

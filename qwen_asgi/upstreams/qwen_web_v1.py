@@ -42,6 +42,8 @@ DEFAULT_SIZE = "960*960"
 TASK_CHAT_TYPES = {"image_edit", "t2i", "t2v"}
 """Modes that are answered with a task to wait for, and no text (W1-31)."""
 
+USUAL_ROLES = ("user", "assistant", "system")
+
 _NO_TOOLS = "it only gives text; leave it out"
 
 REFUSED = {
@@ -95,6 +97,7 @@ class QwenWebV1:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._base_url = base_url
+        self._chat_url = f"{base_url}/api/chat/completions"
         self._api_key = api_key
         self._incremental = incremental
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -111,7 +114,7 @@ class QwenWebV1:
         )
         return UpstreamRequest(
             method="POST",
-            url=f"{self._base_url}/api/chat/completions",
+            url=self._chat_url,
             headers=self._headers,
             # JSON has no NaN; a client's is sent on as null.
             body=to_json(body, inf_nan_mode="null"),
@@ -164,10 +167,6 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
     default_type = _text_field(options, "chat_type", "chat_type") or DEFAULT_CHAT_TYPE
     messages = [_message(message, i, default_type) for i, message in enumerate(request.messages)]
     chat_type = messages[-1]["chat_type"]
-    thinking = _feature_config(options)
-    if thinking is not None:
-        # It is read from the last message only (W1-07); what that says of itself goes before.
-        messages[-1]["feature_config"] = {**thinking, **messages[-1].get("feature_config", {})}
     session_id, chat_id, message_id = fresh_uuids(3)
     body: dict[str, Any] = {
         "stream": request.stream,
@@ -186,14 +185,32 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
         body["max_tokens"] = request.max_tokens
     if chat_type == DEFAULT_CHAT_TYPE:
         body["size"] = DEFAULT_SIZE
+    if options:
+        _add_options(body, options)
+    return body
+
+
+def _add_options(body: dict[str, Any], options: Mapping[str, Any]) -> None:
+    thinking = _feature_config(options)
+    if thinking is not None:
+        # It is read from the last message only (W1-07); what that says of itself goes before.
+        last = body["messages"][-1]
+        last["feature_config"] = {**thinking, **last.get("feature_config", {})}
     for field in ("size", "sub_chat_type", "chat_mode"):
         value = _text_field(options, field, field)
         if value is not None:
             body[field] = value
-    return body
 
 
 def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
+    is_usual = (
+        not message.extra
+        and type(message.content) is str
+        and message.role in USUAL_ROLES
+        and default_type == DEFAULT_CHAT_TYPE
+    )
+    if is_usual:
+        return _document(message.role, message.content, default_type, {})
     where = f"messages[{index}]"
     calls = message.extra.get("tool_calls") or message.extra.get("function_call")
     if message.role in ("tool", "function") or calls:
@@ -210,16 +227,17 @@ def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
             code="unsupported_parameter",
             param=f"{where}.chat_type",
         )
-    document = {
-        "role": message.role,
-        "content": _content(message, where, chat_type),
-        "chat_type": chat_type,
-        "extra": _object_field(message.extra, "extra", f"{where}.extra") or {},
-    }
+    content = _content(message, where, chat_type)
+    extra = _object_field(message.extra, "extra", f"{where}.extra") or {}
+    document = _document(message.role, content, chat_type, extra)
     config = _object_field(message.extra, "feature_config", f"{where}.feature_config")
     if config is not None:
         document["feature_config"] = config
     return document
+
+
+def _document(role: str, content: Any, chat_type: str, extra: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, "chat_type": chat_type, "extra": extra}
 
 
 def _content(message: Message, where: str, chat_type: str) -> str | list[dict[str, Any]]:
