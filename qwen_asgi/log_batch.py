@@ -14,9 +14,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 GATHER_SECONDS = 0.1
 MOST_GATHERED = 256
@@ -46,23 +46,65 @@ class Console:
         """It is not ours to close."""
 
 
-def spare_log_records() -> None:
-    """Leave out of this process's log records what no format here asks for: file, line, thread.
+class Record(logging.LogRecord):
+    """A log record without what nothing here asks for: file, function, thread and process.
 
-    As the logging HOWTO says it, under "Optimization".
+    logging's own spends most of its time on those.
     """
+
+    pathname = filename = module = ""
+    lineno = 0
+    funcName = ""
+    thread = threadName = process = processName = taskName = None
+    exc_text: str | None = None
+    stack_info: str | None = None
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.name = name
+        self.msg = msg
+        # As logging has it: one mapping stands for itself.
+        is_mapping = args and len(args) == 1 and isinstance(args[0], Mapping) and args[0]
+        self.args = args[0] if is_mapping else args
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.exc_info = exc_info
+        if sinfo:
+            self.stack_info = sinfo
+        self.created = time.time()
+        self.msecs = int(self.created % 1 * 1000) + 0.0
+        self.relativeCreated = 0.0
+
+
+def spare_log_records() -> None:
+    """Have this process's log records made quickly: see `Record`, and the logging HOWTO under
+    "Optimization"."""
     logging._srcfile = None
-    logging.logThreads = False
-    logging.logProcesses = False
-    logging.logMultiprocessing = False
-    if sys.version_info >= (3, 12):
-        logging.logAsyncioTasks = False
+    logging.setLogRecordFactory(Record)
 
 
 class Formatter(logging.Formatter):
     """logging's own, that works the default date and time out once a second."""
 
     _last = (-1, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        return self.formatMessage(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         if datefmt:
