@@ -118,8 +118,8 @@ class Gateway:
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/models": {"GET": self._models},
-            _MODEL_PATH: {"GET": self._model},
         }
+        self._routes_of_a_model: dict[str, _Endpoint] = {"GET": self._model}
         self._has_lifespan = False
         self._is_to_be_closed = transport is None and http_client is None
         self._advised = False
@@ -183,8 +183,8 @@ class Gateway:
         if method == "OPTIONS" and methods:
             # A preflight carries no credential: it is answered before one is asked for.
             return self._options
-        if method != "OPTIONS":
-            call.principal = await self._identify(call)
+        if method != "OPTIONS" and self._authenticate not in OPEN:
+            call.principal = await identify(self._authenticate, Request(call.scope))
         if not methods:
             raise NotFound(
                 f"there is no {printable(call.path, 200)} here; "
@@ -197,18 +197,17 @@ class Gateway:
 
     def _route(self, call: _Call) -> dict[str, _Endpoint]:
         """Return the endpoints of the request's path by method; none for an unknown path."""
+        if not call.scope.get("root_path") and call.scope["path"] in self._routes:
+            call.path = call.scope["path"]
+            return self._routes[call.path]
         for path in own_paths(call.scope):
             call.path = call.path or path
-            key = _MODEL_PATH if path.startswith(_MODEL_PATH) else path
-            if key in self._routes:
+            is_a_model = path.startswith(_MODEL_PATH)
+            methods = self._routes_of_a_model if is_a_model else self._routes.get(path)
+            if methods:
                 call.path = path
-                return self._routes[key]
+                return methods
         return {}
-
-    async def _identify(self, call: _Call) -> Principal:
-        if self._authenticate in (anonymous, _everybody):
-            return ANYBODY
-        return await identify(self._authenticate, Request(call.scope))
 
     # The endpoints.
 
@@ -327,6 +326,10 @@ class Gateway:
 async def _everybody(request: Request) -> Principal:
     """As `anonymous`, where nobody said that it is meant."""
     return ANYBODY
+
+
+OPEN = (anonymous, _everybody)
+"""Those that need not be asked: each says that it is anybody."""
 
 
 def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Authenticate:

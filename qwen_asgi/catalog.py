@@ -45,7 +45,8 @@ class Catalog:
 
     async def resolve(self, model: str) -> Upstream:
         """Return who serves `model`. Raises ModelNotFound; UpstreamError if there is no list."""
-        await self._refresh()
+        if self._read is not None:
+            await self._refresh()
         if model not in self._names:
             raise ModelNotFound(_unknown(model), param="model")
         return self._upstream

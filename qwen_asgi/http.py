@@ -41,7 +41,12 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
         if announced <= LINGER_BYTES and b"expect" not in headers:
             await _linger(receive)
         raise _too_large(limit)
-    first, more = await _receive_part(receive)
+    # Mostly all of it is there at once.
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    first: bytes = message.get("body", b"")
+    more = message.get("more_body", False)
     if not more:
         if len(first) > limit:
             raise _too_large(limit)
@@ -87,10 +92,10 @@ class Response:
     Each raises ClientLeft where the server says that the client is gone.
     """
 
-    __slots__ = ("_send", "ended", "headers", "started")
+    __slots__ = ("ended", "headers", "send", "started")
 
     def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._send = send
+        self.send = send
         self.headers: RawHeaders = list(headers)
         """Sent with whatever response comes; add to it until then."""
         self.started = False
@@ -117,13 +122,13 @@ class Response:
             "headers": [*headers, *self.headers],
         }
         try:
-            await self._send(message)
+            await self.send(message)
         except OSError as exc:
             raise ClientLeft from exc
 
     async def write(self, data: bytes) -> None:
         try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            await self.send({"type": "http.response.body", "body": data, "more_body": True})
         except OSError as exc:
             # So servers of ASGI 2.4 and later say that the client is gone.
             raise ClientLeft from exc
@@ -131,7 +136,7 @@ class Response:
     async def end(self, data: bytes) -> None:
         self.ended = True
         try:
-            await self._send({"type": "http.response.body", "body": data})
+            await self.send({"type": "http.response.body", "body": data})
         except OSError as exc:
             raise ClientLeft from exc
 
@@ -151,6 +156,7 @@ class EventStream:
         "_loop",
         "_ping",
         "_response",
+        "_send",
         "_timer",
         "_writing",
     )
@@ -161,6 +167,7 @@ class EventStream:
         """`heartbeat` is the silence, in seconds, that a comment breaks; 0 for never. `headers` are
         asked for when the response starts."""
         self._response = response
+        self._send = response.send
         self._headers = headers
         self._heartbeat = heartbeat
         self._loop = asyncio.get_running_loop()
@@ -182,7 +189,11 @@ class EventStream:
         self._writing = True
         if self._ping is not None or not self._response.started:
             await self._begin()
-        await self._response.write(events)
+        try:
+            # As `Response.write` does; this is done for every chunk.
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        except OSError as exc:
+            raise ClientLeft from exc
         self._last = self._loop.time()
         self._writing = False
 

@@ -114,7 +114,11 @@ class DirectResponse:
             if self._decompressor is not None and (piece := self._decompressor.take()):
                 return piece
             if self._pieces:
-                data = self._take()
+                pieces, self._pieces = self._pieces, []
+                if self._buffered > BUFFER_LIMIT:
+                    self._source.resume_reading()
+                self._buffered = 0
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 if self._decompressor is None:
                     return data
                 self._decompressor.feed(data)
@@ -136,23 +140,12 @@ class DirectResponse:
         if not self._complete and self._error is None:
             self._error = UpstreamTruncated("the upstream's answer was left before its end")
 
-    def _take(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
-        if self._buffered > BUFFER_LIMIT:
-            self._source.resume_reading()
-        self._buffered = 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     def _arrival(self, until: float) -> asyncio.Future[bool]:
         """Return what becomes true when something came, false when the loop's time is `until`."""
         self._until = until
         self._source.wake_at(until)
         self._waiter = waiter = self._loop.create_future()
         return waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
 
     def _fail(self, error: UpstreamError) -> None:
         self._keeps_alive = False
@@ -188,13 +181,16 @@ class DirectResponse:
             # After an error nothing that comes is of use.
             self._source.pause_reading()
         if self._has_head or self._error is not None:
-            self._wake()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(True)
 
     def lost(self, exc: Exception | None) -> None:
         if exc is None and self._has_head and self.ends_by_close and self._error is None:
             self._complete = True
         self._fail(UpstreamTruncated("the upstream closed the connection before its answer's end"))
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
 
     # Called by the parser.
 

@@ -13,6 +13,8 @@ import re
 
 from pydantic_core import from_json
 
+from qwen_asgi.chat import Event, ReasoningDelta, TextDelta
+
 MOST_SHAPES = 64
 """Shapes that are learnt in all; an upstream whose frames are all different is parsed as ever."""
 
@@ -59,15 +61,18 @@ class FrameShapes:
             self._head, self._fields = head, fields
         self._tails.add(tail.translate(_ZEROS))
 
-    def read(self, data: bytes) -> tuple[list[str], bytes]:
-        """Return the texts of the frames at the start of `data` whose shape is known, and the rest.
+    def read(
+        self, data: bytes, piece: type[TextDelta] | type[ReasoningDelta], events: list[Event]
+    ) -> bytes:
+        """Take the frames at the start of `data` whose shape is known; return the rest.
 
-        All of them count the same things, so that the last one tells all: see `take_last`.
+        Their texts are added to `events`, each as a `piece`. All of them count the same things, so
+        that the last one tells all: see `take_last`.
         """
-        texts: list[str] = []
         head, tails = self._head, self._tails
         if not tails or not data.startswith(head):
-            return texts, data
+            return data
+        number = 0
         parts = data.split(head)
         for part in parts[1:]:
             raw, _, tail = part.partition(b'"')
@@ -80,12 +85,13 @@ class FrameShapes:
                 break
             if not text:
                 break
-            texts.append(text)
+            events.append(piece(text))
             self._last = tail
-        if len(texts) == len(parts) - 1:
-            return texts, b""
-        parts[: len(texts) + 1] = [b""]
-        return texts, head.join(parts)
+            number += 1
+        if number == len(parts) - 1:
+            return b""
+        parts[: number + 1] = [b""]
+        return head.join(parts)
 
     def take_last(self) -> bytes:
         """Return the last frame that was read, without its text; nothing if that was done."""

@@ -160,13 +160,14 @@ class _Clock:
 class _Answer:
     """The batches of one answer: `begin`, iterate, then `release` if all went well."""
 
-    __slots__ = ("_clock", "_decoder", "_error", "_first", "_response")
+    __slots__ = ("_at_end", "_clock", "_decoder", "_error", "_first", "_response")
 
     def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: _Clock) -> None:
         self._response = response
         self._decoder = decoder
         self._clock = clock
         self._first: Sequence[Event] = ()
+        self._at_end = False
         self._error: UpstreamError | None = None
 
     async def begin(self) -> None:
@@ -191,7 +192,11 @@ class _Answer:
                     data = await self._read_footer()
                 else:
                     data = await self._response.read(self._clock.steady or self._clock.left())
-                events = decoder.feed(data) if data else decoder.close()
+                if data:
+                    events = decoder.feed(data)
+                else:
+                    self._at_end = True
+                    events = decoder.close()
             except UpstreamError as error:
                 # What came before it goes out first.
                 self._error = error
@@ -204,8 +209,9 @@ class _Answer:
 
     async def release(self) -> None:
         """Read to the body's end if it is due, so that the connection can be used again."""
-        with suppress(UpstreamError):
-            await self._response.read(within=FOOTER_GRACE)
+        if not self._at_end:
+            with suppress(UpstreamError):
+                await self._response.read(within=FOOTER_GRACE)
 
     async def _read_footer(self) -> bytes:
         try:

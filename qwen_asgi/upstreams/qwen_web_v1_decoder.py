@@ -44,6 +44,7 @@ class QwenWebV1Decoder:
         "_has_reasoning",
         "_has_text",
         "_incremental",
+        "_is_between",
         "_phase",
         "_piece",
         "_reason",
@@ -68,6 +69,8 @@ class QwenWebV1Decoder:
         self._start = b""
         """Of a byte order mark, what came."""
         self._events: list[Event] = []
+        self._is_between = False
+        """Whether what was fed ends between two frames."""
         self._phase = ""
         self._has_phases = False
         self._piece: type[TextDelta] | type[ReasoningDelta] | None = None
@@ -86,12 +89,12 @@ class QwenWebV1Decoder:
 
     def feed(self, data: bytes) -> list[Event]:
         piece = self._piece
-        if piece is not None and self._frames.is_fresh:
+        if piece is not None and self._is_between:
             # Nearly all that is fed ends here.
-            texts, data = self._shapes.read(data)
-            if not data and not self._events:
-                return [piece(text) for text in texts]
-            self._events += [piece(text) for text in texts]
+            data = self._shapes.read(data, piece, self._events)
+            if not data:
+                events, self._events = self._events, []
+                return events
         try:
             for start in range(0, len(data), MOST_AT_ONCE):
                 self._feed_part(data[start : start + MOST_AT_ONCE])
@@ -127,6 +130,7 @@ class QwenWebV1Decoder:
             part, data = (data[:end], data[end:]) if end > 1 else (data, b"")
             self._feed(part)
             step *= 2
+        self._is_between = self._frames.is_fresh
 
     def _feed_pieces(self, piece: type[TextDelta] | type[ReasoningDelta], data: bytes) -> bytes:
         """Take the frames at the start of `data` that only go on with the text; return the rest.
@@ -138,8 +142,7 @@ class QwenWebV1Decoder:
         if b"\r" in data:
             return data
         while data:
-            texts, data = self._shapes.read(data)
-            self._events += [piece(text) for text in texts]
+            data = self._shapes.read(data, piece, self._events)
             self._count_last()
             end = data.find(b"\n\n") + 2
             frame = data[:end]
