@@ -28,7 +28,8 @@ class Exchange:
     usage: Usage | None = None
     started: float = field(default_factory=time.monotonic)
     first_event: float | None = None
-    """Both in seconds of the monotonic clock."""
+    ended: float | None = None
+    """All three in seconds of the monotonic clock."""
 
     def begun(self) -> None:
         """The upstream was entered, and that is when its first events are there."""
@@ -38,22 +39,19 @@ class Exchange:
         self.end = error.code or error.type
 
     def log(self) -> None:
-        """Write the one line of this chat."""
-        if not logger.isEnabledFor(logging.INFO):
-            return
-        now = time.monotonic()
-        first = None if self.first_event is None else self.first_event - self.started
-        logger.info(
-            "chat %s: client=%s model=%s stream=%s status=%d end=%s first=%s total=%.3fs "
-            "prompt_tokens=%s completion_tokens=%s",
-            self.request_id,
-            printable(self.client, 64),
-            self.model,
-            self.stream,
-            self.status,
-            self.end,
-            "-" if first is None else f"{first:.3f}s",
-            now - self.started,
-            "-" if self.usage is None else self.usage.prompt_tokens,
-            "-" if self.usage is None else self.usage.completion_tokens,
+        """Write the one line of this chat, which has ended."""
+        self.ended = time.monotonic()
+        # It becomes text when the line is made, if one is made of it.
+        logger.info("chat %s", self)
+
+    def __str__(self) -> str:
+        first, usage = self.first_event, self.usage
+        until = time.monotonic() if self.ended is None else self.ended
+        return (
+            f"{self.request_id}: client={printable(self.client, 64)} model={self.model} "
+            f"stream={self.stream} status={self.status} end={self.end} "
+            f"first={'-' if first is None else f'{first - self.started:.3f}s'} "
+            f"total={until - self.started:.3f}s "
+            f"prompt_tokens={'-' if usage is None else usage.prompt_tokens} "
+            f"completion_tokens={'-' if usage is None else usage.completion_tokens}"
         )

@@ -15,7 +15,7 @@ there with the gateway. The others:
     python3 -m venv .venv-bench-openai-forward
     .venv-bench-openai-forward/bin/pip install openai-forward==0.8.1 'uvicorn[standard]'
     python3 -m venv .venv-bench-litellm
-    .venv-bench-litellm/bin/pip install 'litellm[proxy]==1.109.1'
+    .venv-bench-litellm/bin/pip install 'litellm[proxy]==1.108.7'
 
 A whole run takes about an hour on two cores; `--workers 1 --blocks 3` takes twenty minutes. Other
 work on the machine shows in every figure, so it should be still. A target that cannot do what is
