@@ -48,6 +48,11 @@ GOALS = (
     Goal("cpu_burst64", 1 / 100, "1/100 of LiteLLM", rival="litellm"),
     Goal("cpu_burst64", 1 / 4, "1/4 of openai-forward", rival="openai-forward"),
     Goal("cpu_burst64", 2, "2 x nginx", rival="nginx"),
+    # The issue does not say how the upstream writes them. What it gives for nginx, 7 us a chunk, is
+    # what it costs when each is written by itself.
+    Goal("cpu_apart64", 1 / 100, "1/100 of LiteLLM", rival="litellm"),
+    Goal("cpu_apart64", 1 / 4, "1/4 of openai-forward", rival="openai-forward"),
+    Goal("cpu_apart64", 2, "2 x nginx", rival="nginx"),
     Goal("cpu_paced-few", 1 / 11, "1/11 of LiteLLM", rival="litellm"),
     Goal("cpu_paced-few", 0.45, "0.45 of openai-forward", rival="openai-forward"),
     Goal("cpu_paced-few", 1.8, "1.8 x nginx", rival="nginx"),
