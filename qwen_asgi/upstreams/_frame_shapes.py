@@ -4,7 +4,8 @@ The frames of an answer differ in their text and in what they count, and in noth
 around the text is the same, byte for byte, frame after frame. To parse one takes longer than all
 else that is done with it. So of a frame that was parsed, and found to do nothing but go on with the
 text, the shape is remembered: its bytes without the text, every digit a zero. Another frame of that
-shape, digit for digit, does nothing else either.
+shape, digit for digit, does nothing else either. In one thing this is no parser: a number that
+begins with a zero, which JSON forbids and no writer of JSON sends, passes for one.
 """
 
 from __future__ import annotations
