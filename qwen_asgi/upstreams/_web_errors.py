@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
-
 from qwen_asgi.errors import (
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
@@ -19,9 +17,10 @@ from qwen_asgi.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
     UpstreamRefused,
-    UpstreamTruncated,
 )
+from qwen_asgi.upstreams._documents import read_object
 from qwen_asgi.upstreams._retry_after import retry_after, seconds
+from qwen_asgi.upstreams._words import plain_code, said, struck
 
 _RATE_CODES = {"ratelimited", "parallellimited", "quotalimited", "quota_limit"}
 _CREDENTIAL_CODES = {"unauthorized", "invalid_token", "forbidden"}
@@ -85,34 +84,9 @@ def block_page(status: int = 200) -> UpstreamError:
     )
 
 
-def read_object(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that `data` is, or None if it is none."""
-    try:
-        document = from_json(data)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def read_document(body: bytes) -> Mapping[str, Any]:
-    """Return a body's JSON object. Raises UpstreamTruncated or UpstreamInvalidResponse."""
-    try:
-        document = from_json(body)
-    except ValueError as exc:
-        # A refusal may stand in a line of its own before something else (WE-14).
-        document = read_object(body.split(b"\n", 1)[0])
-        if document is None:
-            if "EOF" in str(exc):
-                raise UpstreamTruncated("the upstream's answer broke off") from None
-            raise UpstreamInvalidResponse("the upstream's answer is not JSON") from None
-    if not isinstance(document, dict):
-        raise UpstreamInvalidResponse("the upstream's answer is not a JSON object")
-    return document
-
-
 def _blocked(ret: Any, secret: str) -> UpstreamError:
     first = str(ret[0]) if isinstance(ret, list) and ret else ""
-    name = re.match(r"[A-Z][A-Z0-9_]{2,63}\b", _struck(first, secret))
+    name = re.match(r"[A-Z][A-Z0-9_]{2,63}\b", struck(first, secret))
     code = name[0] if name else "an unknown code"
     if any(sign in str(ret) for sign in _BLOCK_SIGNS):
         return UpstreamBlocked(
@@ -126,12 +100,12 @@ def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamErr
     code = data.get("code")
     name = code.lower() if isinstance(code, str) else ""
     # Struck out while it is whole: of a part, nothing would tell that it is one.
-    details = _struck(_details(data), secret)
+    details = struck(_details(data), secret)
     words = details.lower()
-    shown = _plain_code(_struck(code, secret)) if isinstance(code, str) else None
+    shown = plain_code(struck(code, secret)) if isinstance(code, str) else None
     if status == 429 or name in _RATE_CODES or "quota exceeded" in words:
         return UpstreamRateLimited(
-            f"the upstream's limit is reached{_said(details)}", code=shown, retry_after=_wait(data)
+            f"the upstream's limit is reached{said(details)}", code=shown, retry_after=_wait(data)
         )
     if "chat is in progress" in words:
         return UpstreamRateLimited(
@@ -145,10 +119,10 @@ def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamErr
     if "model not found" in words:
         return UpstreamRefused("the upstream does not know this model", code="model_not_found")
     if status in (400, 413, 422) or (name == "bad_request" and "internal error" not in words):
-        return UpstreamRefused(f"the upstream refuses this request{_said(details)}", code=shown)
+        return UpstreamRefused(f"the upstream refuses this request{said(details)}", code=shown)
     shown_status = f" with HTTP {status}" if status != 200 else ""
     shown_code = f" ({shown})" if shown else ""
-    return UpstreamError(f"the upstream failed{shown_status}{shown_code}{_said(details)}")
+    return UpstreamError(f"the upstream failed{shown_status}{shown_code}{said(details)}")
 
 
 def _wait(data: Mapping[str, Any]) -> int | None:
@@ -165,22 +139,3 @@ def _details(data: Mapping[str, Any]) -> str:
         if isinstance(value, str):
             return value
     return ""
-
-
-def _plain_code(code: str) -> str | None:
-    """Return an upstream's code if it is one: a short plain word, and no sentence."""
-    return code if re.fullmatch(r"[\w.\-]{1,64}", code, flags=re.ASCII) else None
-
-
-def _said(details: str) -> str:
-    """Return the upstream's own sentence, without what may be an address, a key or a prompt."""
-    plain = re.sub(r"\S*://\S*", "(address)", details[:2000])
-    plain = re.sub(r"[A-Za-z0-9+/=_.\-]{20,}", "(removed)", plain)
-    plain = " ".join("".join(c if c.isprintable() else " " for c in plain).split())
-    if not plain:
-        return ""
-    return f": {plain[:200]}…" if len(plain) > 200 else f": {plain}"
-
-
-def _struck(text: str, secret: str) -> str:
-    return text.replace(secret, "(removed)") if secret else text

@@ -17,6 +17,7 @@ from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidRespo
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
+from qwen_asgi.upstreams._documents import read_document
 from qwen_asgi.upstreams._fields import Refused, ignored, refuse
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
@@ -137,7 +138,7 @@ class QwenWebV1:
 
     def decode_models(self, body: bytes) -> list[str]:
         """Fact W1-35: `{data: [{id, ...}]}`."""
-        document = _web_errors.read_document(body)
+        document = read_document(body)
         error = _web_errors.failure(document, secret=self._api_key)
         if error is not None:
             raise error

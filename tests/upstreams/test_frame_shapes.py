@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_asgi.chat import Event, TextDelta, Usage
+from qwen_asgi.upstreams._answer_decoder import MOST_AT_ONCE
 from qwen_asgi.upstreams._frame_shapes import MOST_SHAPES, FrameShapes
-from qwen_asgi.upstreams.qwen_web_v1_decoder import MOST_AT_ONCE, QwenWebV1Decoder
+from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
 
 def frame(text: str, tokens: int = 1, *, ascii: bool = False, **fields: Any) -> bytes:

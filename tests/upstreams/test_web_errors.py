@@ -22,7 +22,8 @@ from qwen_asgi.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
-from qwen_asgi.upstreams._web_errors import failure, read_document, refusal
+from qwen_asgi.upstreams._documents import read_document
+from qwen_asgi.upstreams._web_errors import failure, refusal
 from tests.wire import sample
 
 WAF = sample("web-waf.html").data
