@@ -14,6 +14,8 @@
         RateLimited                a limit of the gateway's own
       UpstreamError                the upstream refused or broke
         UpstreamRateLimited
+        UpstreamForbidden          the gateway's account has no right to it
+          UpstreamQuotaExhausted   ... until somebody pays
         UpstreamRefused            it will not answer this content
         UpstreamAuthenticationFailed
         UpstreamBlocked            a block page or a demand for a human check
@@ -160,6 +162,20 @@ class UpstreamRefused(UpstreamError):
     status = 400
     type = "invalid_request_error"
     default_code = "upstream_refused"
+
+
+class UpstreamForbidden(UpstreamError):
+    """403: the credential is good, but its account may not use this; waiting does not help."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "upstream_forbidden"
+
+
+class UpstreamQuotaExhausted(UpstreamForbidden):
+    """403: the account has used up what it has paid for, or was given."""
+
+    default_code = "upstream_quota_exhausted"
 
 
 class UpstreamAuthenticationFailed(UpstreamError):

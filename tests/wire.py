@@ -28,6 +28,8 @@ class Sample:
     """One recorded request or answer."""
 
     name: str
+    dialect: str
+    """As the wire notes name it: `web1`, `web2`, `dashscope`, ..."""
     kind: str
     """`stream`, `body` or `request`."""
     mode: str
@@ -61,19 +63,24 @@ def sample(name: str) -> Sample:
     return next(sample for sample in samples() if sample.name == name)
 
 
-def answers() -> list[Sample]:
+WEB = ("web1", "web2")
+
+
+def answers(*dialects: str) -> list[Sample]:
     """Return what an upstream may answer to a chat: the streams and the bodies."""
-    return [sample for sample in samples() if sample.kind in ("stream", "body")]
+    kinds = ("stream", "body")
+    return [s for s in samples() if s.kind in kinds and s.dialect in (dialects or WEB)]
 
 
-def streams() -> list[Sample]:
-    return [sample for sample in samples() if sample.kind == "stream"]
+def streams(*dialects: str) -> list[Sample]:
+    return [sample for sample in answers(*dialects) if sample.kind == "stream"]
 
 
 def _sample(entry: Mapping[str, Any]) -> Sample:
     http = entry.get("http", {})
     return Sample(
         name=Path(entry["file"]).name,
+        dialect=entry["dialect"],
         kind=entry["kind"],
         mode=entry.get("mode", ""),
         status=http.get("status", 200),

@@ -1,0 +1,125 @@
+"""Any OpenAI-compatible server that serves Qwen: vLLM, SGLang, llama.cpp, Ollama, TGI, LM Studio.
+
+What the client sent goes on as it is, unknown fields too, but for what these servers read otherwise
+than OpenAI does. Source: OpenAI's published API description, and sections 2 to 4 of the wire notes
+on Model Studio, whose facts about streams and errors other servers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from qwen_asgi.chat import ChatRequest, Message
+from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidResponse
+from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
+from qwen_asgi.upstreams import _openai_errors
+from qwen_asgi.upstreams._documents import read_document
+from qwen_asgi.upstreams._fields import Refused, refuse
+from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
+
+HEADERS = {
+    "accept": "*/*",
+    # A compressed stream comes late and in lumps (quirk Q-40).
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+}
+
+REFUSED = {
+    "n": Refused(lambda value: value != 1, "one choice is given; set it to 1 or leave it out"),
+}
+
+
+class OpenAICompatible:
+    """The dialect `openai`. `base_url` is what the OpenAI client takes: up to and with `/v1`."""
+
+    name = "openai"
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._chat_url = f"{base_url}/chat/completions"
+        self._api_key = api_key
+        credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {**HEADERS, **credential, **(headers or {})}
+
+    def encode(self, request: ChatRequest) -> UpstreamRequest:
+        refuse(request.options, REFUSED, self.name)
+        return UpstreamRequest(
+            method="POST",
+            url=self._chat_url,
+            headers=self._headers,
+            body=to_json(self._body(request), inf_nan_mode="null"),
+        )
+
+    def decoder(self, request: ChatRequest, response: UpstreamResponse) -> OpenAIDecoder:
+        return OpenAIDecoder(secret=self._api_key)
+
+    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        return _openai_errors.refusal(status, headers, body, secret=self._api_key)
+
+    def encode_models(self) -> UpstreamRequest:
+        return UpstreamRequest(method="GET", url=f"{self._base_url}/models", headers=self._headers)
+
+    def decode_models(self, body: bytes) -> list[str]:
+        document = read_document(body)
+        error = _openai_errors.failure(document, secret=self._api_key)
+        if error is not None:
+            raise error
+        data = document.get("data")
+        models = data if isinstance(data, list) else []
+        names = [model.get("id") for model in models if isinstance(model, dict)]
+        named = [name for name in names if isinstance(name, str) and name]
+        if not named:
+            raise UpstreamInvalidResponse("the upstream's list of models holds no model")
+        return named
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": [_message(message) for message in request.messages],
+            **request.options,
+            "stream": request.stream,
+        }
+        if request.stream:
+            # What was counted is logged, whether or not the client asks for it.
+            body["stream_options"] = {"include_usage": True}
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.max_tokens is not None:
+            body["max_tokens"] = request.max_tokens
+        thinks = wants_thinking(request.options)
+        if thinks is not None:
+            # So the chat templates of Qwen's models are told, at vLLM, SGLang and llama.cpp.
+            arguments = body.get("chat_template_kwargs")
+            known = arguments if isinstance(arguments, Mapping) else {}
+            body["chat_template_kwargs"] = {"enable_thinking": thinks, **known}
+            body.pop("enable_thinking", None)
+        return body
+
+
+def wants_thinking(options: Mapping[str, Any]) -> bool | None:
+    """Return whether the client asks the model to think, or not to; None where it says neither."""
+    wish = options.get("enable_thinking")
+    if wish is not None and not isinstance(wish, bool):
+        raise InvalidRequest("enable_thinking should be true or false", param="enable_thinking")
+    effort = options.get("reasoning_effort")
+    if wish is None and effort is not None:
+        return bool(effort != "none")
+    return wish
+
+
+def _message(message: Message) -> dict[str, Any]:
+    content: Any = message.content
+    if not isinstance(content, str):
+        # Models and servers without pictures refuse a list, even of text alone (DS-46, Q-82).
+        is_text = all(part.kind == "text" for part in content)
+        content = message.text if is_text else [part.data for part in content]
+    return {"role": message.role, "content": content, **message.extra}
