@@ -52,13 +52,6 @@ class Record(logging.LogRecord):
     logging's own spends most of its time on those.
     """
 
-    pathname = filename = module = ""
-    lineno = 0
-    funcName = ""
-    thread = threadName = process = processName = taskName = None
-    exc_text: str | None = None
-    stack_info: str | None = None
-
     def __init__(
         self,
         name: str,
@@ -72,6 +65,8 @@ class Record(logging.LogRecord):
         sinfo: str | None = None,
         **kwargs: Any,
     ) -> None:
+        # Formats are filled from an instance's own attributes, so each has to be one.
+        self.__dict__.update(_UNSAID)
         self.name = name
         self.msg = msg
         # As logging has it: one mapping stands for itself.
@@ -80,11 +75,25 @@ class Record(logging.LogRecord):
         self.levelno = level
         self.levelname = logging.getLevelName(level)
         self.exc_info = exc_info
-        if sinfo:
-            self.stack_info = sinfo
+        self.stack_info = sinfo
         self.created = time.time()
         self.msecs = int(self.created % 1 * 1000) + 0.0
-        self.relativeCreated = 0.0
+
+
+_UNSAID = {
+    "pathname": "",
+    "filename": "",
+    "module": "",
+    "lineno": 0,
+    "funcName": "",
+    "relativeCreated": 0.0,
+    "thread": None,
+    "threadName": None,
+    "process": None,
+    "processName": None,
+    "taskName": None,
+    "exc_text": None,
+}
 
 
 def spare_log_records() -> None:

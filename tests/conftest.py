@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -393,3 +394,12 @@ def eventually(condition: Callable[[], object], within: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be in time"
         time.sleep(0.005)
+
+
+@pytest.fixture
+def logging_untouched() -> Iterator[None]:
+    """For a test that sets up the standalone program's logging: what it did is undone."""
+    factory, source = logging.getLogRecordFactory(), logging._srcfile
+    yield
+    logging.setLogRecordFactory(factory)
+    logging._srcfile = source

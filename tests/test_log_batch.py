@@ -12,7 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from qwen_asgi.log_batch import MOST_GATHERED, BatchHandler, Console, Formatter
+from qwen_asgi.log_batch import (
+    MOST_GATHERED,
+    BatchHandler,
+    Console,
+    Formatter,
+    Record,
+    spare_log_records,
+)
 from tests.conftest import eventually
 
 FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
@@ -207,3 +214,46 @@ if os.fork() == 0:
 os.wait()
 """
     assert run(program) == "parent\nchild\n"
+
+
+# Records.
+
+
+@pytest.fixture
+def lean(logging_untouched: None) -> None:
+    spare_log_records()
+
+
+@pytest.mark.usefixtures("lean")
+def test_a_lean_record_says_what_logging_s_own_says() -> None:
+    shown = "%(name)s %(levelname)s %(levelno)d %(message)s"
+    arguments: list[tuple[object, ...]] = [("a",), ("%s", 1), ("%(a)s", {"a": 1}), ({"a": 1},)]
+    for message, *given in arguments:
+        lean, own = (
+            make("log", logging.INFO, "", 0, message, tuple(given), None)
+            for make in (logging.getLogRecordFactory(), logging.LogRecord)
+        )
+        assert isinstance(lean, Record)
+        assert logging.Formatter(shown).format(lean) == logging.Formatter(shown).format(own)
+
+
+@pytest.mark.usefixtures("lean")
+def test_a_lean_record_has_all_that_a_format_may_ask_for() -> None:
+    own = logging.LogRecord("log", logging.INFO, "", 0, "a", (), None)
+    record = logging.getLogRecordFactory()("log", logging.INFO, "", 0, "a", (), None)
+    assert record.__dict__.keys() | {"taskName"} == own.__dict__.keys() | {"taskName"}
+    assert abs(record.created - own.created) < 1
+    assert 0 <= record.msecs < 1000
+
+
+@pytest.mark.usefixtures("lean")
+def test_a_lean_record_takes_a_traceback_and_extra_fields(
+    log: logging.Logger, output: Recorder
+) -> None:
+    log.handlers[0].setFormatter(Formatter("%(message)s %(more)s"))
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("a bug", extra={"more": "told"})
+    assert output.lines[0].startswith("a bug told\nTraceback")
+    assert output.lines[0].endswith("ValueError: boom")

@@ -249,6 +249,7 @@ def test_a_wrong_option_is_refused(
 # The log file.
 
 
+@pytest.mark.usefixtures("logging_untouched")
 def test_the_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwen_asgi.standalone.MAX_BYTES", 2000)
     log = tmp_path / "chat_api.log"
