@@ -1,7 +1,7 @@
 """START HERE: the gateway as an ASGI app, from a request to who answers it.
 
 A chat goes through `_chat` below: body, `OpenAIChat.read`, `Catalog.resolve`, `relay`. The upstream
-under the relay is a dialect and a transport, put together in `upstreams.call`.
+under the relay is a dialect and a transport, put together in `wiring` and `upstreams.call`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from qwen_asgi.authentication import (
     anonymous,
     identify,
 )
-from qwen_asgi.catalog import Catalog
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
 from qwen_asgi.errors import (
     AuthenticationFailed,
@@ -47,11 +46,9 @@ from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
 from qwen_asgi.request_log import Printable, printable
-from qwen_asgi.settings import Settings, revealed
+from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
-from qwen_asgi.transports.lanes import lane_to
-from qwen_asgi.upstreams.call import HTTPUpstream, Timeouts
-from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
+from qwen_asgi.wiring import make_catalog, make_transport
 
 if TYPE_CHECKING:
     import httpx
@@ -110,10 +107,10 @@ class Gateway:
         if authenticate is not None and settings.client_keys:
             raise ValueError("give either authenticate or client_keys: each decides who is let in")
         self._owned = transport is None
-        self._transport = transport or _transport(settings, http_client)
+        self._transport = transport or make_transport(settings, http_client)
         self._authenticate = _who_is_let_in(settings, authenticate)
         self._api = OpenAIChat()
-        self._catalog = _catalog(settings, self._transport)
+        self._catalog = make_catalog(settings, self._transport)
         self._ids = IdSource()
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
@@ -338,34 +335,6 @@ def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Aut
     if settings.client_keys:
         return ClientKeys(key.get_secret_value() for key in settings.client_keys)
     return _everybody
-
-
-def _transport(settings: Settings, http_client: httpx.AsyncClient | None) -> Transport:
-    return lane_to(
-        settings.base_url,
-        http_client=http_client,
-        http_proxy=revealed(settings.http_proxy),
-        https_proxy=revealed(settings.https_proxy),
-        no_proxy=settings.no_proxy,
-        max_connections=settings.max_connections,
-        connect_timeout=settings.connect_timeout,
-    )
-
-
-def _catalog(settings: Settings, transport: Transport) -> Catalog:
-    dialect = QwenWebV1(
-        settings.base_url,
-        revealed(settings.api_key) or "",
-        incremental=settings.incremental,
-        headers=settings.headers,
-    )
-    timeouts = Timeouts(
-        first=settings.first_timeout, idle=settings.idle_timeout, total=settings.total_timeout
-    )
-    upstream = HTTPUpstream(dialect, transport, timeouts)
-    if settings.models == "upstream":
-        return Catalog(upstream, read=upstream.models)
-    return Catalog(upstream, settings.models)
 
 
 def _check_content_type(given: bytes | None) -> None:

@@ -86,12 +86,14 @@ class Settings(BaseModel):
 
     api_key: SecretStr | None = None
     """The credential for the upstream; an upstream that asks for none works without."""
-    upstream: Literal["qwen-web-v1"] = "qwen-web-v1"
-    """The dialect that the upstream speaks."""
+    upstream: Literal["qwen-web-v1", "openai"] = "qwen-web-v1"
+    """The dialect that the upstream speaks: `openai` is any OpenAI-compatible server."""
     base_url: str = "https://chat.qwenlm.ai"
-    """The upstream's origin, to which the dialect adds its paths."""
+    """Where the upstream is. Of the web chat its origin, to which the dialect adds its paths; for
+    `openai`, which has no default, what an OpenAI client takes: up to and with `/v1`."""
     models: tuple[ModelName, ...] | Literal["upstream"] = SEED_MODELS
-    """The models that clients may name; `upstream` reads them from the upstream."""
+    """The models that clients may name; `upstream`, which is the default for `openai`, reads them
+    from the upstream."""
     incremental: bool = True
     """True asks the upstream for new pieces only; False reads the whole text so far."""
     headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -139,6 +141,13 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, Mapping) and data.get("upstream") == "openai":
+            if "base_url" not in data:
+                raise SettingsError(
+                    "base_url: is needed for the upstream 'openai', up to and with /v1, such as "
+                    "http://localhost:8000/v1"
+                )
+            data = {"models": "upstream", **data}
         try:
             return handler(data)
         except ValidationError as exc:

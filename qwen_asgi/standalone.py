@@ -124,7 +124,7 @@ def load_settings() -> Settings:
         )
     except SettingsError as exc:
         _stop(str(exc))
-    if settings.api_key is None:
+    if settings.api_key is None and settings.upstream != "openai":
         _stop(MISSING_KEY)
     return settings
 

@@ -99,9 +99,9 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.testing": set(),
 }
 """What of the package each module, or each folder of it, may import; beside itself and what is in
-it. `app` and the package itself put all of it together."""
+it. `app`, `wiring` and the package itself put all of it together."""
 
-FREE = {"qwen_asgi", "qwen_asgi.app"}
+FREE = {"qwen_asgi", "qwen_asgi.app", "qwen_asgi.wiring"}
 
 
 def rule_of(module: str) -> str:
@@ -128,7 +128,7 @@ def test_apis_and_upstreams_never_import_each_other() -> None:
 
 OUTSIDE: dict[str, set[str]] = {
     "dotenv": {"qwen_asgi.settings"},
-    "httpx": {"qwen_asgi.app", *within("qwen_asgi.transports")},
+    "httpx": {"qwen_asgi.app", "qwen_asgi.wiring", *within("qwen_asgi.transports")},
     # The program takes its port; the simulator serves on one.
     "socket": {
         "qwen_asgi.standalone",

@@ -176,6 +176,14 @@ def test_each_setting_is_bounded_and_a_wrong_one_is_named(field: str) -> None:
         assert "errors.pydantic.dev" not in message
 
 
+def test_an_openai_compatible_upstream_has_an_address_and_tells_its_models() -> None:
+    assert wrong(upstream="openai").startswith("base_url: is needed")
+    assert wrong_in({"QWEN_UPSTREAM": "openai"}).startswith("QWEN_BASE_URL: is needed")
+    settings = Settings(upstream="openai", base_url="http://localhost:8000/v1/")
+    assert (settings.base_url, settings.models) == ("http://localhost:8000/v1", "upstream")
+    assert Settings(upstream="openai", base_url="http://a/v1", models=("m",)).models == ("m",)
+
+
 def test_each_setting_says_in_words_what_it_is() -> None:
     """A docstring stands under each field, where an editor shows it."""
     (record,) = ast.parse(inspect.getsource(Settings)).body
