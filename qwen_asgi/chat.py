@@ -122,6 +122,8 @@ class Extra:
     """What a frame held and no event models, such as search results."""
 
     kind: str
+    """`delta` for fields beside those of OpenAI's delta, `logprobs` for OpenAI's object of that
+    name; anything else is an upstream's own."""
     data: Mapping[str, Any]
 
 

@@ -214,6 +214,12 @@ class OpenAIChat:
                 }
                 for call in answer.tool_calls
             ]
+        logprobs: dict[str, Any] | None = None
+        for extra in answer.extras:
+            if extra.kind == "delta":
+                message.update(extra.data)
+            elif extra.kind == "logprobs":
+                logprobs = _more_logprobs(logprobs, extra.data)
         document: dict[str, Any] = {
             "id": self._new_id(),
             "object": "chat.completion",
@@ -223,7 +229,7 @@ class OpenAIChat:
                 {
                     "index": 0,
                     "message": message,
-                    "logprobs": None,
+                    "logprobs": logprobs,
                     "finish_reason": answer.finish_reason,
                 }
             ],
@@ -309,6 +315,11 @@ class ChunkWriter:
             case Usage():
                 self.usage = event
                 return b""
+            case Extra(kind="delta"):
+                return self._delta(to_json(event.data)[1:-1])
+            case Extra(kind="logprobs"):
+                # It is the first that is null behind a delta.
+                return self._before + self._after.replace(b"null", to_json(event.data), 1)
             case Extra():
                 # The API has no place for it.
                 return b""
@@ -330,6 +341,17 @@ def _error(error: QwenASGIError) -> bytes:
             }
         }
     )
+
+
+def _more_logprobs(known: dict[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the probabilities of all tokens so far; each piece has those of its own."""
+    if known is None:
+        return dict(more)
+    for name, tokens in more.items():
+        before = known.get(name)
+        is_more = isinstance(before, list) and isinstance(tokens, list)
+        known[name] = before + tokens if is_more else tokens or before
+    return known
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

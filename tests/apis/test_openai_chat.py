@@ -667,6 +667,32 @@ def test_events_that_have_no_place_write_nothing(events: list[Event]) -> None:
     assert OpenAIChat().stream(ask()).write(events) == b""
 
 
+LOGPROBS: dict[str, Any] = {
+    "content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}],
+    "refusal": None,
+}
+
+
+def test_probabilities_have_their_place() -> None:
+    events: list[Event] = [TextDelta("a"), *[Extra("logprobs", LOGPROBS)] * 2]
+    *chunks, _ = streamed(ask(), [*events, Finish("stop")])
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert told == [None, None, LOGPROBS, LOGPROBS, None]
+    document = json.loads(OpenAIChat().answer(read(), fold([*events, Finish("stop")])))
+    check_answer(document)
+    whole = document["choices"][0]["logprobs"]
+    assert whole == {"content": LOGPROBS["content"] * 2, "refusal": None}
+
+
+def test_fields_that_openai_does_not_have_go_on_where_they_stood() -> None:
+    more = Extra("delta", {"annotations": [{"type": "x"}]})
+    events: list[Event] = [TextDelta("a"), more, Finish("stop")]
+    *chunks, _ = streamed(ask(), events)
+    assert {"annotations": [{"type": "x"}]} in deltas(chunks)
+    document = json.loads(OpenAIChat().answer(read(), fold(events)))
+    assert document["choices"][0]["message"]["annotations"] == [{"type": "x"}]
+
+
 def test_a_finish_alone_still_has_a_role_before_it() -> None:
     *chunks, _ = streamed(ask(), [Finish("content_filter")])
     assert deltas(chunks) == [ROLE, {}]
