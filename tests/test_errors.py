@@ -24,7 +24,9 @@ from qwen_asgi.errors import (
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamInvalidResponse,
+    UpstreamQuotaExhausted,
     UpstreamRateLimited,
     UpstreamRefused,
     UpstreamTimeout,
@@ -45,6 +47,13 @@ TABLE: dict[type[QwenASGIError], tuple[type[QwenASGIError], int, str, str | None
     RateLimited: (RequestError, 429, "rate_limit_error", "rate_limited"),
     UpstreamError: (UpstreamError, 500, "upstream_error", "upstream_failed"),
     UpstreamRateLimited: (UpstreamError, 429, "rate_limit_error", "upstream_rate_limited"),
+    UpstreamForbidden: (UpstreamError, 403, "permission_error", "upstream_forbidden"),
+    UpstreamQuotaExhausted: (
+        UpstreamError,
+        403,
+        "permission_error",
+        "upstream_quota_exhausted",
+    ),
     UpstreamRefused: (UpstreamError, 400, "invalid_request_error", "upstream_refused"),
     UpstreamAuthenticationFailed: (
         UpstreamError,
@@ -65,7 +74,8 @@ TABLE: dict[type[QwenASGIError], tuple[type[QwenASGIError], int, str, str | None
     Overloaded: (GatewayError, 503, "overloaded_error", "overloaded"),
     InternalError: (GatewayError, 500, "internal_error", "internal_error"),
 }
-"""Section 7 of the design: whose fault, status, type and code."""
+"""Section 7 of the design: whose fault, status, type and code. The two 403s are those of the wire
+notes on Model Studio: neither the client's request nor waiting changes them."""
 
 GROUPS = {QwenASGIError, RequestError, GatewayError}
 
