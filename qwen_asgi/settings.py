@@ -36,6 +36,16 @@ SEED_MODELS = (
     "qwen2.5-vl-72b-instruct",
 )
 
+REGIONS = {
+    "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+    "us": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
+    "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
+}
+"""Where Model Studio is, by region (facts DS-01 to DS-04 of the wire notes)."""
+
+DEFAULT_REGION = "singapore"
+
 ENVIRONMENT = {
     "QWEN_API_KEY": "api_key",
     "QWEN_UPSTREAM": "upstream",
@@ -86,14 +96,16 @@ class Settings(BaseModel):
 
     api_key: SecretStr | None = None
     """The credential for the upstream; an upstream that asks for none works without."""
-    upstream: Literal["qwen-web-v1", "openai"] = "qwen-web-v1"
-    """The dialect that the upstream speaks: `openai` is any OpenAI-compatible server."""
+    upstream: Literal["qwen-web-v1", "model-studio", "openai"] = "qwen-web-v1"
+    """The dialect that the upstream speaks: `model-studio` is Alibaba Cloud's API, `openai` any
+    OpenAI-compatible server."""
     base_url: str = "https://chat.qwenlm.ai"
     """Where the upstream is. Of the web chat its origin, to which the dialect adds its paths; for
-    `openai`, which has no default, what an OpenAI client takes: up to and with `/v1`."""
+    the others what an OpenAI client takes, up to and with `/v1`. `model-studio` knows some regions
+    by name, of which `singapore` is the default; `openai` has no default."""
     models: tuple[ModelName, ...] | Literal["upstream"] = SEED_MODELS
-    """The models that clients may name; `upstream`, which is the default for `openai`, reads them
-    from the upstream."""
+    """The models that clients may name; `upstream`, which is the default but for the web chat,
+    reads them from the upstream."""
     incremental: bool = True
     """True asks the upstream for new pieces only; False reads the whole text so far."""
     headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -141,13 +153,8 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(data, Mapping) and data.get("upstream") == "openai":
-            if "base_url" not in data:
-                raise SettingsError(
-                    "base_url: is needed for the upstream 'openai', up to and with /v1, such as "
-                    "http://localhost:8000/v1"
-                )
-            data = {"models": "upstream", **data}
+        if isinstance(data, Mapping):
+            data = _with_defaults_of_the_upstream(data)
         try:
             return handler(data)
         except ValidationError as exc:
@@ -254,6 +261,22 @@ class Settings(BaseModel):
             return cls(**values)
         except SettingsError as exc:
             raise SettingsError(_in_variables(str(exc))) from None
+
+
+def _with_defaults_of_the_upstream(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    match fields.get("upstream"):
+        case "model-studio":
+            place = fields.get("base_url", DEFAULT_REGION)
+            address = REGIONS.get(place, place) if isinstance(place, str) else place
+            return {"models": "upstream", **fields, "base_url": address}
+        case "openai" if "base_url" not in fields:
+            raise SettingsError(
+                "base_url: is needed for the upstream 'openai', up to and with /v1, such as "
+                "http://localhost:8000/v1"
+            )
+        case "openai":
+            return {"models": "upstream", **fields}
+    return fields
 
 
 def revealed(secret: SecretStr | None) -> str | None:

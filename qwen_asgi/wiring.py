@@ -10,6 +10,7 @@ from qwen_asgi.transports import Transport
 from qwen_asgi.transports.lanes import lane_to
 from qwen_asgi.upstreams import Dialect
 from qwen_asgi.upstreams.call import HTTPUpstream, Timeouts
+from qwen_asgi.upstreams.model_studio import ModelStudio
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
 from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
 
@@ -51,5 +52,7 @@ def _dialect(settings: Settings) -> Dialect:
                 incremental=settings.incremental,
                 headers=settings.headers,
             )
+        case "model-studio":
+            return ModelStudio(settings.base_url, key, headers=settings.headers)
         case "openai":
             return OpenAICompatible(settings.base_url, key, headers=settings.headers)

@@ -108,3 +108,18 @@ def test_a_key_that_the_upstream_does_not_know_is_the_operator_s_matter(
     url = serve_app(Gateway(settings, authenticate=anonymous))
     answer = http.post(f"{url}/v1/chat/completions", json=ask())
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "upstream_authentication")
+
+
+def test_a_model_that_only_streams_answers_in_one_piece_too(
+    make_gateway: MakeGateway, serve_app: Serve, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    upstream = serve_app(make_gateway())
+    settings = Settings(
+        upstream="model-studio", base_url=f"{upstream}/v1", api_key="k", models=("qvq-72b-preview",)
+    )
+    url = serve_app(Gateway(settings, authenticate=anonymous))
+    qwen.reply = "one piece"
+    document = answer_of(http.post(f"{url}/v1/chat/completions", json=ask(model="qvq-72b-preview")))
+    assert document["choices"][0]["message"]["content"] == "one piece"
+    assert document["usage"]["total_tokens"] > 0
+    assert qwen.requests[-1].body["stream"] is True

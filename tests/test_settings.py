@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from qwen_asgi.settings import ENVIRONMENT, SEED_MODELS, Settings, SettingsError
+from qwen_asgi.settings import ENVIRONMENT, REGIONS, SEED_MODELS, Settings, SettingsError
 
 SECRETS = {
     "api_key": "sk-canary-1",
@@ -182,6 +182,22 @@ def test_an_openai_compatible_upstream_has_an_address_and_tells_its_models() -> 
     settings = Settings(upstream="openai", base_url="http://localhost:8000/v1/")
     assert (settings.base_url, settings.models) == ("http://localhost:8000/v1", "upstream")
     assert Settings(upstream="openai", base_url="http://a/v1", models=("m",)).models == ("m",)
+
+
+def test_model_studio_is_found_by_its_region_or_address() -> None:
+    def address(**fields: Any) -> str:
+        return Settings(upstream="model-studio", **fields).base_url
+
+    assert address() == "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"
+    for region, known in REGIONS.items():
+        assert address(base_url=region) == known
+    assert (
+        address(base_url="https://own.maas.aliyuncs.com/v1") == "https://own.maas.aliyuncs.com/v1"
+    )
+    assert Settings(upstream="model-studio").models == "upstream"
+    assert wrong(upstream="model-studio", base_url="atlantis").startswith("base_url: ")
+    assert wrong(upstream="model-studio", base_url=5).startswith("base_url: ")
+    assert wrong(base_url="beijing").startswith("base_url: ")
 
 
 def test_each_setting_says_in_words_what_it_is() -> None:

@@ -82,10 +82,22 @@ class OpenAICompatible:
         return named
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
+        options = dict(request.options)
+        thinks = wants_thinking(options)
+        if thinks is not None:
+            # So the chat templates of Qwen's models are told, at vLLM, SGLang and llama.cpp.
+            given = options.get("chat_template_kwargs")
+            known = given if isinstance(given, Mapping) else {}
+            options["chat_template_kwargs"] = {"enable_thinking": thinks, **known}
+            options.pop("enable_thinking", None)
+        return self._document(request, options)
+
+    def _document(self, request: ChatRequest, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body in OpenAI's form, with these options in the place of the request's."""
         body: dict[str, Any] = {
             "model": request.model,
             "messages": [_message(message) for message in request.messages],
-            **request.options,
+            **options,
             "stream": request.stream,
         }
         if request.stream:
@@ -95,13 +107,6 @@ class OpenAICompatible:
             body["temperature"] = request.temperature
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
-        thinks = wants_thinking(request.options)
-        if thinks is not None:
-            # So the chat templates of Qwen's models are told, at vLLM, SGLang and llama.cpp.
-            arguments = body.get("chat_template_kwargs")
-            known = arguments if isinstance(arguments, Mapping) else {}
-            body["chat_template_kwargs"] = {"enable_thinking": thinks, **known}
-            body.pop("enable_thinking", None)
         return body
 
 
