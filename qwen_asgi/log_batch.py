@@ -87,10 +87,10 @@ _UNSAID = {
     "lineno": 0,
     "funcName": "",
     "relativeCreated": 0.0,
-    "thread": None,
-    "threadName": None,
-    "process": None,
-    "processName": None,
+    "thread": 0,
+    "threadName": "",
+    "process": 0,
+    "processName": "",
     "taskName": None,
     "exc_text": None,
 }
@@ -138,7 +138,8 @@ class BatchHandler(logging.Handler):
     def _begin(self) -> None:
         self._process = os.getpid()
         self._records: list[logging.LogRecord] = []
-        self._writing = threading.Lock()
+        # What is made into a line may log in turn.
+        self._writing = threading.RLock()
         self._gathering = threading.Event()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None

@@ -66,6 +66,7 @@ def create_app() -> ASGIApp:
 def create_worker_app() -> ASGIApp:
     """Return the app of one of our own command's workers; the command has said what is to say."""
     settings = load_settings()
+    spare_log_records()
     configure_logging(settings, "qwen_asgi", "uvicorn")
     spare_collector()
     return build(settings)
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_demo(options.host, options.port)
         return
     settings = load_settings()
+    # Where another program serves `app`, the process's log is that program's.
+    spare_log_records()
     configure_logging(settings, "qwen_asgi", "uvicorn")
     if not settings.client_keys and not _is_loopback(options.host):
         logger.warning(
@@ -164,7 +167,6 @@ def configure_logging(settings: Settings, *names: str) -> None:
             outputs.append(SharedRotatingFileHandler(settings.log_file, MAX_BYTES, BACKUPS))
         except OSError as exc:
             problem = exc
-    spare_log_records()
     handler = BatchHandler(outputs)
     handler.setFormatter(Formatter(LOG_FORMAT))
     for name in names:

@@ -163,12 +163,13 @@ logging.getLogger().setLevel("INFO")
 """
 
 
-def run(program: str) -> str:
+def run(program: str, **variables: str) -> str:
     # Python 3.12 and later warn of a fork beside a thread, which is what is tried here.
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ENDING + program],
         capture_output=True,
         text=True,
+        env={**os.environ, **variables},
         timeout=50,
         check=True,
     )
@@ -257,3 +258,28 @@ def test_a_lean_record_takes_a_traceback_and_extra_fields(
         log.exception("a bug", extra={"more": "told"})
     assert output.lines[0].startswith("a bug told\nTraceback")
     assert output.lines[0].endswith("ValueError: boom")
+
+
+def test_what_logs_while_it_is_made_into_a_line_holds_nothing_up(
+    log: logging.Logger, output: Recorder
+) -> None:
+    class Talkative:
+        def __str__(self) -> str:
+            log.warning("within")
+            return "told"
+
+    log.warning("%s", Talkative())
+    assert sorted(output.lines) == ["told", "within"]
+
+
+@pytest.mark.parametrize("function", ["create_app", "main"])
+def test_only_the_program_of_our_own_changes_how_records_are_made(function: str) -> None:
+    program = f"""
+import logging, uvicorn
+from qwen_asgi import standalone
+uvicorn.run = lambda *a, **k: None
+getattr(standalone, {function!r})(*[[]] * ({function!r} == "main"))
+print(logging.getLogRecordFactory().__name__, file=sys.stderr)
+"""
+    expected = "Record" if function == "main" else "LogRecord"
+    assert run(program, QWEN_API_KEY="k", QWEN_LOG_FILE="-").splitlines()[-1] == expected
