@@ -33,3 +33,17 @@ def read_document(body: bytes) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise UpstreamInvalidResponse("the upstream's answer is not a JSON object")
     return document
+
+
+def model_names(document: Mapping[str, Any]) -> list[str]:
+    """Return the names in a list of models: `{data: [{id, ...}]}`.
+
+    Raises UpstreamInvalidResponse when there is none.
+    """
+    data = document.get("data")
+    models = data if isinstance(data, list) else []
+    names = [model.get("id") for model in models if isinstance(model, dict)]
+    named = [name for name in names if isinstance(name, str) and name]
+    if not named:
+        raise UpstreamInvalidResponse("the upstream's list of models holds no model")
+    return named

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic_core import to_json
 
 from qwen_asgi.chat import ChatRequest, Message
-from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidResponse
+from qwen_asgi.errors import InvalidRequest, UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _openai_errors
-from qwen_asgi.upstreams._documents import read_document
+from qwen_asgi.upstreams._documents import model_names, read_document
 from qwen_asgi.upstreams._fields import Refused, refuse
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 
@@ -73,13 +73,7 @@ class OpenAICompatible:
         error = _openai_errors.failure(document, secret=self._api_key)
         if error is not None:
             raise error
-        data = document.get("data")
-        models = data if isinstance(data, list) else []
-        names = [model.get("id") for model in models if isinstance(model, dict)]
-        named = [name for name in names if isinstance(name, str) and name]
-        if not named:
-            raise UpstreamInvalidResponse("the upstream's list of models holds no model")
-        return named
+        return model_names(document)
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = dict(request.options)
