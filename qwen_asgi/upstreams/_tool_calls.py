@@ -34,6 +34,20 @@ class _Call:
     """Whether its first piece was given out: that is when the name is known."""
     held: str = ""
     """Arguments that came before the name."""
+    size: int = 0
+    """Characters of the arguments that were given out."""
+
+    def take(self, arguments: str) -> str:
+        if arguments:
+            self.arguments.append(arguments)
+            self.size += len(arguments)
+        return arguments
+
+    def has_all(self, arguments: str) -> bool:
+        """Whether these are all its arguments so far, a whole object: nothing goes on like that."""
+        is_whole = arguments.startswith("{") and arguments.endswith("}")
+        is_long = self.begun and len(arguments) == self.size
+        return is_whole and is_long and arguments == "".join(self.arguments)
 
 
 class ToolCallPieces:
@@ -77,7 +91,7 @@ class ToolCallPieces:
         id, name = _text(piece.get("id")), _text(function.get("name"))
         arguments = _arguments(function.get("arguments"))
         call = self._call(piece.get("index"), id)
-        if call.begun and name and arguments and arguments == "".join(call.arguments):
+        if name and call.has_all(arguments):
             # The whole call once more.
             return
         call.id = call.id or id
@@ -85,16 +99,12 @@ class ToolCallPieces:
         if not call.name:
             call.held += arguments
             return
-        if arguments:
-            call.arguments.append(arguments)
         if not call.begun:
             call.begun = True
-            if call.held:
-                call.arguments.insert(0, call.held)
-            first = call.held + arguments
+            first = call.take(call.held + arguments)
             deltas.append(ToolCallDelta(call.index, first, id=call.id or new_id(), name=call.name))
         elif arguments:
-            deltas.append(ToolCallDelta(call.index, arguments))
+            deltas.append(ToolCallDelta(call.index, call.take(arguments)))
 
     def _call(self, index: Any, id: str) -> _Call:
         """Return the call that a piece belongs to."""

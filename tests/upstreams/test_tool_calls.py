@@ -84,6 +84,11 @@ def test_a_whole_call_that_comes_again_is_the_same_call() -> None:
     assert calls(FIRST, *parts, again) == [ToolCall("call_1", "f", '{"a":1}')]
 
 
+def test_a_piece_that_only_looks_like_all_so_far_goes_on_with_it() -> None:
+    pieces = [piece(0, "call_1", name="f", arguments=part) for part in ('{"a":', '{"a":', "1}}")]
+    assert calls(*pieces) == [ToolCall("call_1", "f", '{"a":{"a":1}}')]
+
+
 def test_calls_without_an_index_follow_one_another() -> None:
     first, second = piece(None, "call_1", name="f"), piece(None, "call_2", name="g")
     assert [c.name for c in calls(first, piece(None, arguments="{}"), second)] == ["f", "g"]
