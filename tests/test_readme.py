@@ -19,7 +19,7 @@ from qwen_asgi import Settings, errors, log_file, relay, request_log, standalone
 from qwen_asgi.apis import openai_chat
 from qwen_asgi.settings import ENVIRONMENT
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen
-from qwen_asgi.upstreams import qwen_web_v1
+from qwen_asgi.upstreams import _web_requests, qwen_web_v1
 from tests.conftest import CHAT, UPSTREAM_KEY, answer_of, ask, error_of, eventually, streamed
 from tests.programs import QWEN_ASGI, ROOT, Program, parse_curl, run, running
 
@@ -203,9 +203,9 @@ def test_the_table_of_fields_is_what_the_dialect_does_with_them() -> None:
     read, translated, refused, ignored, others = table("fields", "")
     assert set(code_in(read[0])) == openai_chat._READ_HERE
     assert set(code_in(translated[0])) == qwen_web_v1.TRANSLATED
-    assert set(code_in(refused[0])) == set(qwen_web_v1.REFUSED)
+    assert set(code_in(refused[0])) == set(_web_requests.REFUSED)
     known = set(openai_chat._Body.__annotations__)
-    done = openai_chat._READ_HERE | qwen_web_v1.TRANSLATED | set(qwen_web_v1.REFUSED)
+    done = openai_chat._READ_HERE | qwen_web_v1.TRANSLATED | set(_web_requests.REFUSED)
     assert set(code_in(ignored[0])) == known - done
     assert others == ["any other", "ignored"]
     for field in qwen_web_v1.TRANSLATED_IN_MESSAGES:

@@ -12,7 +12,8 @@ from typing import Any
 
 from qwen_asgi.chat import ChatRequest
 from qwen_asgi.errors import InvalidRequest
-from qwen_asgi.upstreams.openai_compatible import OpenAICompatible, wants_thinking
+from qwen_asgi.upstreams._thinking import wants_thinking
+from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
 
 _STREAM_ONLY = re.compile(r"qwq|qvq|omni", re.IGNORECASE)
 """Models that answer a stream and nothing else (DS-48)."""

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from qwen_asgi.chat import ChatRequest, Message
-from qwen_asgi.errors import InvalidRequest, UpstreamError
+from qwen_asgi.errors import UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._documents import model_names, read_document
 from qwen_asgi.upstreams._fields import Refused, refuse
+from qwen_asgi.upstreams._thinking import wants_thinking
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 
 HEADERS = {
@@ -102,17 +103,6 @@ class OpenAICompatible:
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
         return body
-
-
-def wants_thinking(options: Mapping[str, Any]) -> bool | None:
-    """Return whether the client asks the model to think, or not to; None where it says neither."""
-    wish = options.get("enable_thinking")
-    if wish is not None and not isinstance(wish, bool):
-        raise InvalidRequest("enable_thinking should be true or false", param="enable_thinking")
-    effort = options.get("reasoning_effort")
-    if wish is None and effort is not None:
-        return bool(effort != "none")
-    return wish
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import model_names, read_document
-from qwen_asgi.upstreams._fields import Refused, ignored, refuse
+from qwen_asgi.upstreams._fields import ignored, refuse
+from qwen_asgi.upstreams._web_requests import (
+    REFUSED,
+    link_of,
+    object_field,
+    refuse_task,
+    refuse_tools,
+    text_field,
+    thinking_config,
+)
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
 BASE_URL = "https://chat.qwenlm.ai"
@@ -44,28 +53,6 @@ TASK_CHAT_TYPES = {"image_edit", "t2i", "t2v"}
 """Modes that are answered with a task to wait for, and no text (W1-31)."""
 
 USUAL_ROLES = ("user", "assistant", "system")
-
-_NO_TOOLS = "it only gives text; leave it out"
-
-REFUSED = {
-    "audio": Refused(lambda value: True, "it only gives text; leave it out"),
-    "function_call": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
-    "functions": Refused(bool, _NO_TOOLS),
-    "logprobs": Refused(bool, "it tells no probabilities; set it to false or leave it out"),
-    "modalities": Refused(
-        lambda value: value != ["text"], 'it only gives text; set it to ["text"]'
-    ),
-    "n": Refused(lambda value: value != 1, "it gives one choice; set it to 1 or leave it out"),
-    "response_format": Refused(
-        lambda value: value.get("type") != "text",
-        'it only gives plain text; set it to {"type": "text"} or leave it out',
-    ),
-    "tool_choice": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
-    "tools": Refused(bool, _NO_TOOLS),
-    "web_search_options": Refused(
-        lambda value: True, 'give the last message the chat_type "search" instead'
-    ),
-}
 
 TRANSLATED = {
     "chat_mode",
@@ -159,7 +146,7 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
     `temperature` and `max_tokens` are as the client gave them; whether they act is not known.
     """
     options = request.options
-    default_type = _text_field(options, "chat_type", "chat_type") or DEFAULT_CHAT_TYPE
+    default_type = text_field(options, "chat_type", "chat_type") or DEFAULT_CHAT_TYPE
     messages = [_message(message, i, default_type) for i, message in enumerate(request.messages)]
     chat_type = messages[-1]["chat_type"]
     session_id, chat_id, message_id = fresh_uuids(3)
@@ -186,13 +173,13 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
 
 
 def _add_options(body: dict[str, Any], options: Mapping[str, Any]) -> None:
-    thinking = _feature_config(options)
+    thinking = thinking_config(options)
     if thinking is not None:
         # It is read from the last message only (W1-07); what that says of itself goes before.
         last = body["messages"][-1]
         last["feature_config"] = {**thinking, **last.get("feature_config", {})}
     for field in ("size", "sub_chat_type", "chat_mode"):
-        value = _text_field(options, field, field)
+        value = text_field(options, field, field)
         if value is not None:
             body[field] = value
 
@@ -207,25 +194,13 @@ def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
     if is_usual:
         return _document(message.role, message.content, default_type, {})
     where = f"messages[{index}]"
-    calls = message.extra.get("tool_calls") or message.extra.get("function_call")
-    if message.role in ("tool", "function") or calls:
-        raise InvalidRequest(
-            f"the upstream {QwenWebV1.name!r} knows no tools; {where} is a tool's call or result",
-            code="unsupported_parameter",
-            param=where,
-        )
-    chat_type = _text_field(message.extra, "chat_type", f"{where}.chat_type") or default_type
-    if chat_type in TASK_CHAT_TYPES:
-        raise InvalidRequest(
-            f"the chat type {chat_type!r} is answered with a picture task, not with text; "
-            'use "artifacts", "t2t" or "search"',
-            code="unsupported_parameter",
-            param=f"{where}.chat_type",
-        )
+    refuse_tools(message, where, QwenWebV1.name)
+    chat_type = text_field(message.extra, "chat_type", f"{where}.chat_type") or default_type
+    refuse_task(chat_type, TASK_CHAT_TYPES, f"{where}.chat_type")
     content = _content(message, where, chat_type)
-    extra = _object_field(message.extra, "extra", f"{where}.extra") or {}
+    extra = object_field(message.extra, "extra", f"{where}.extra") or {}
     document = _document(message.role, content, chat_type, extra)
-    config = _object_field(message.extra, "feature_config", f"{where}.feature_config")
+    config = object_field(message.extra, "feature_config", f"{where}.feature_config")
     if config is not None:
         document["feature_config"] = config
     return document
@@ -256,16 +231,7 @@ def _part(part: Part, where: str) -> dict[str, Any]:
 def _image(part: Part, where: str) -> str:
     """Return the link, or the file id of the upstream's own, that a picture part names."""
     if part.kind == "image_url":
-        link = part.data.get("image_url")
-        image = link.get("url") if isinstance(link, Mapping) else link
-        if isinstance(image, str) and image.startswith(("https://", "http://")):
-            return image
-        raise InvalidRequest(
-            f"{where}.image_url should be a link (https://...); pictures inside the request are "
-            f"not supported by {QwenWebV1.name!r}",
-            code="unsupported_parameter",
-            param=f"{where}.image_url",
-        )
+        return link_of(part.data, where, QwenWebV1.name)
     image = part.data.get("image")
     if part.kind == "image" and isinstance(image, str) and not image.startswith("data:"):
         return image
@@ -274,38 +240,3 @@ def _image(part: Part, where: str) -> str:
         code="unsupported_parameter",
         param=f"{where}.type",
     )
-
-
-def _feature_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how the client's wish to have it think, or not, is said (W1-07); None without one."""
-    wish = options.get("enable_thinking")
-    if wish is not None and not isinstance(wish, bool):
-        raise InvalidRequest("enable_thinking should be true or false", param="enable_thinking")
-    effort = options.get("reasoning_effort")
-    if wish is None and effort is not None:
-        wish = effort != "none"
-    if wish is None:
-        return None
-    config: dict[str, Any] = {"thinking_enabled": wish, "output_schema": "phase"}
-    budget = options.get("thinking_budget")
-    if budget is not None:
-        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
-            raise InvalidRequest(
-                "thinking_budget should be a whole number of tokens", param="thinking_budget"
-            )
-        config["thinking_budget"] = budget
-    return config
-
-
-def _text_field(fields: Mapping[str, Any], name: str, param: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    raise InvalidRequest(f"{param} should be a string", param=param)
-
-
-def _object_field(fields: Mapping[str, Any], name: str, param: str) -> Mapping[str, Any] | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, Mapping):
-        return value
-    raise InvalidRequest(f"{param} should be an object", param=param)

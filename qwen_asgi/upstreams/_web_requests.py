@@ -1,0 +1,95 @@
+"""What the requests of both generations of the web chat have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_asgi.chat import Message
+from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.upstreams._fields import Refused
+from qwen_asgi.upstreams._thinking import thinking_budget, wants_thinking
+
+_NO_TOOLS = "it only gives text; leave it out"
+
+REFUSED = {
+    "audio": Refused(lambda value: True, "it only gives text; leave it out"),
+    "function_call": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
+    "functions": Refused(bool, _NO_TOOLS),
+    "logprobs": Refused(bool, "it tells no probabilities; set it to false or leave it out"),
+    "modalities": Refused(
+        lambda value: value != ["text"], 'it only gives text; set it to ["text"]'
+    ),
+    "n": Refused(lambda value: value != 1, "it gives one choice; set it to 1 or leave it out"),
+    "response_format": Refused(
+        lambda value: value.get("type") != "text",
+        'it only gives plain text; set it to {"type": "text"} or leave it out',
+    ),
+    "tool_choice": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
+    "tools": Refused(bool, _NO_TOOLS),
+    "web_search_options": Refused(
+        lambda value: True, 'give the last message the chat_type "search" instead'
+    ),
+}
+
+
+def refuse_tools(message: Message, where: str, upstream: str) -> None:
+    """Raise InvalidRequest for a turn that calls a tool, or that holds its result."""
+    calls = message.extra.get("tool_calls") or message.extra.get("function_call")
+    if message.role in ("tool", "function") or calls:
+        raise InvalidRequest(
+            f"the upstream {upstream!r} knows no tools; {where} is a tool's call or result",
+            code="unsupported_parameter",
+            param=where,
+        )
+
+
+def refuse_task(chat_type: str, types: set[str], param: str) -> None:
+    """Raise InvalidRequest for a mode that is answered with a task to wait for, and no text."""
+    if chat_type in types:
+        raise InvalidRequest(
+            f"the chat type {chat_type!r} is answered with a task, not with text; "
+            'use "artifacts", "t2t" or "search"',
+            code="unsupported_parameter",
+            param=param,
+        )
+
+
+def thinking_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the client's wish to have it think, or not, is said (W1-07); None without one."""
+    wish = wants_thinking(options)
+    if wish is None:
+        return None
+    config: dict[str, Any] = {"thinking_enabled": wish, "output_schema": "phase"}
+    budget = thinking_budget(options)
+    if budget is not None:
+        config["thinking_budget"] = budget
+    return config
+
+
+def link_of(part: Mapping[str, Any], where: str, upstream: str) -> str:
+    """Return the link that an `image_url` part holds. Raises InvalidRequest."""
+    link = part.get("image_url")
+    image = link.get("url") if isinstance(link, Mapping) else link
+    if isinstance(image, str) and image.startswith(("https://", "http://")):
+        return image
+    raise InvalidRequest(
+        f"{where}.image_url should be a link (https://...); pictures inside the request are "
+        f"not supported by {upstream!r}",
+        code="unsupported_parameter",
+        param=f"{where}.image_url",
+    )
+
+
+def text_field(fields: Mapping[str, Any], name: str, param: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidRequest(f"{param} should be a string", param=param)
+
+
+def object_field(fields: Mapping[str, Any], name: str, param: str) -> Mapping[str, Any] | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise InvalidRequest(f"{param} should be an object", param=param)
