@@ -48,7 +48,7 @@ from qwen_asgi.relay import relay
 from qwen_asgi.request_log import Printable, printable
 from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
-from qwen_asgi.wiring import make_catalog, make_transport
+from qwen_asgi.wiring import wire
 
 if TYPE_CHECKING:
     import httpx
@@ -106,11 +106,9 @@ class Gateway:
             raise ValueError("give either transport or http_client: the one would hide the other")
         if authenticate is not None and settings.client_keys:
             raise ValueError("give either authenticate or client_keys: each decides who is let in")
-        self._owned = transport is None
-        self._transport = transport or make_transport(settings, http_client)
         self._authenticate = _who_is_let_in(settings, authenticate)
         self._api = OpenAIChat()
-        self._catalog = make_catalog(settings, self._transport)
+        self._wired = wire(settings, transport=transport, http_client=http_client)
         self._ids = IdSource()
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
@@ -145,8 +143,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
-        if self._owned:
-            await self._transport.aclose()
+        await self._wired.aclose()
 
     # One request, from outside to inside: id, errors, route, client, endpoint.
 
@@ -217,7 +214,7 @@ class Gateway:
                 logger.info("request %s: %s", call.id, Printable(body))
             chat = self._api.read(body)
             async with ClientWatch(call.receive) as watch:
-                upstream = await self._catalog.resolve(chat.model)
+                upstream = await self._wired.catalog.resolve(chat.model)
                 exchange.model, exchange.stream = chat.model, chat.stream
                 await relay(
                     chat,
@@ -244,14 +241,14 @@ class Gateway:
 
     async def _models(self, call: _Call) -> None:
         async with ClientWatch(call.receive) as watch:
-            document = await self._catalog.document()
+            document = await self._wired.catalog.document()
             watch.stop()
             await self._document(call, document)
 
     async def _model(self, call: _Call) -> None:
         model = call.path.removeprefix(_MODEL_PATH)
         async with ClientWatch(call.receive) as watch:
-            document = await self._catalog.model_document(model)
+            document = await self._wired.catalog.model_document(model)
             watch.stop()
             await self._document(call, document)
 

@@ -52,6 +52,7 @@ ENVIRONMENT = {
     "QWEN_BASE_URL": "base_url",
     "QWEN_MODELS": "models",
     "QWEN_INCREMENTAL": "incremental",
+    "QWEN_KEEP_CHATS": "keep_chats",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
     "HTTP_PROXY": "http_proxy",
@@ -96,18 +97,21 @@ class Settings(BaseModel):
 
     api_key: SecretStr | None = None
     """The credential for the upstream; an upstream that asks for none works without."""
-    upstream: Literal["qwen-web-v1", "model-studio", "openai"] = "qwen-web-v1"
-    """The dialect that the upstream speaks: `model-studio` is Alibaba Cloud's API, `openai` any
-    OpenAI-compatible server."""
+    upstream: Literal["qwen-web-v1", "qwen-web-v2", "model-studio", "openai"] = "qwen-web-v1"
+    """The dialect that the upstream speaks: of the web chat the first or the second generation,
+    `model-studio` is Alibaba Cloud's API, `openai` any OpenAI-compatible server."""
     base_url: str = "https://chat.qwenlm.ai"
     """Where the upstream is. Of the web chat its origin, to which the dialect adds its paths; for
     the others what an OpenAI client takes, up to and with `/v1`. `model-studio` knows some regions
     by name, of which `singapore` is the default; `openai` has no default."""
     models: tuple[ModelName, ...] | Literal["upstream"] = SEED_MODELS
-    """The models that clients may name; `upstream`, which is the default but for the web chat,
+    """The models that clients may name; `upstream`, which is the default but for `qwen-web-v1`,
     reads them from the upstream."""
     incremental: bool = True
     """True asks the upstream for new pieces only; False reads the whole text so far."""
+    keep_chats: bool = False
+    """Whether `qwen-web-v2` leaves each chat in the account; otherwise it is removed when its
+    answer is over."""
     headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 
@@ -265,6 +269,8 @@ class Settings(BaseModel):
 
 def _with_defaults_of_the_upstream(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     match fields.get("upstream"):
+        case "qwen-web-v2":
+            return {"models": "upstream", "base_url": "https://chat.qwen.ai", **fields}
         case "model-studio":
             place = fields.get("base_url", DEFAULT_REGION)
             address = REGIONS.get(place, place) if isinstance(place, str) else place

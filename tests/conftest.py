@@ -23,13 +23,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen_asgi import Gateway, Settings, anonymous
 from qwen_asgi.errors import UpstreamTimeout
-from qwen_asgi.testing import SimulatedQwen, serve
+from qwen_asgi.settings import SEED_MODELS
+from qwen_asgi.testing import MODEL_STUDIO, OPENAI, SimulatedQwen, serve
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from tests.schemas import check_answer, check_chunk, check_error
 
 CHAT = "/v1/chat/completions"
 MODEL = "qwen-max-latest"
 UPSTREAM_KEY = "upstream-key"
+
+DIALECTS = {
+    "qwen-web-v1": "",
+    "qwen-web-v2": "",
+    "model-studio": MODEL_STUDIO,
+    "openai": OPENAI,
+}
+"""The value of `upstream`, and where the simulated Qwen speaks it."""
 
 
 @pytest.fixture
@@ -87,6 +96,12 @@ def qwen(_qwen_stage: tuple[Stage, str]) -> SimulatedQwen:
     return qwen
 
 
+@pytest.fixture
+def dialect() -> str:
+    """The dialect of this test's gateways; a file that is about all of them overrides it."""
+    return "qwen-web-v1"
+
+
 class MakeGateway(Protocol):
     def __call__(self, **options: Any) -> Gateway:
         """Return a gateway to `qwen` that means to be open; options are `Gateway`'s or settings."""
@@ -94,7 +109,7 @@ class MakeGateway(Protocol):
 
 @pytest.fixture
 def make_gateway(
-    qwen: SimulatedQwen, qwen_url: str, _gateway_stage: tuple[Stage, str]
+    qwen: SimulatedQwen, qwen_url: str, dialect: str, _gateway_stage: tuple[Stage, str]
 ) -> Iterator[MakeGateway]:
     made: list[Gateway] = []
 
@@ -104,7 +119,10 @@ def make_gateway(
             for name in ("transport", "http_client", "authenticate")
             if name in options
         }
-        settings = Settings(**{"api_key": UPSTREAM_KEY, "base_url": qwen_url, **options})
+        url = qwen_url + DIALECTS[dialect]
+        # The list that the simulated one has too, so that a test's first request is its own.
+        upstream = {"upstream": dialect, "base_url": url, "models": SEED_MODELS}
+        settings = Settings(**{"api_key": UPSTREAM_KEY, **upstream, **options})
         if "authenticate" not in given and not settings.client_keys:
             given["authenticate"] = anonymous
         made.append(Gateway(settings, **given))

@@ -29,6 +29,7 @@ from qwen_asgi.settings import SEED_MODELS
 from qwen_asgi.testing import SimulatedQwen
 from tests.conftest import (
     CHAT,
+    DIALECTS,
     MODEL,
     GatewayURL,
     MakeGateway,
@@ -40,6 +41,12 @@ from tests.conftest import (
 
 Host = Callable[[Gateway, bool], ASGIApp]
 """Makes a host of a gateway, with the gateway's lifespan wired into its own or not."""
+
+
+@pytest.fixture(params=DIALECTS)
+def dialect(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 async def own(request: Request) -> Response:

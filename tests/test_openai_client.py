@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -21,10 +21,17 @@ from starlette.exceptions import HTTPException
 from qwen_asgi import Gateway, Principal, Settings, anonymous
 from qwen_asgi.settings import SEED_MODELS
 from qwen_asgi.testing import Fault, SimulatedQwen, serve
-from tests.conftest import MODEL, UPSTREAM_KEY, GatewayURL, MakeGateway, eventually
+from qwen_asgi.testing.web_v2 import SUMMARY_TITLE
+from tests.conftest import DIALECTS, MODEL, UPSTREAM_KEY, GatewayURL, MakeGateway, eventually
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 REPLY = "你好，世界！ Two and two is four \u2028 👩‍👩‍👧 — \r\n haha\u0085."
+
+
+@pytest.fixture(params=DIALECTS)
+def dialect(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @contextmanager
@@ -92,7 +99,9 @@ def test_no_usage_is_made_up_where_the_upstream_gives_none(
     assert all(chunk.usage is None for chunk in stream)
 
 
-def test_reasoning_is_read_from_reasoning_content(client: OpenAI, qwen: SimulatedQwen) -> None:
+def test_reasoning_is_read_from_reasoning_content(
+    client: OpenAI, qwen: SimulatedQwen, dialect: str
+) -> None:
     qwen.thinking, qwen.reply = "One and one.", "Two."
     chunks = list(
         client.chat.completions.create(
@@ -101,11 +110,16 @@ def test_reasoning_is_read_from_reasoning_content(client: OpenAI, qwen: Simulate
     )
     deltas = [chunk.choices[0].delta for chunk in chunks]
     thoughts = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
-    assert "".join(thoughts) == "One and one."
+    title = f"{SUMMARY_TITLE}\n" if dialect == "qwen-web-v2" else ""
+    assert "".join(thoughts) == f"{title}One and one."
     assert "".join(delta.content or "" for delta in deltas) == "Two."
 
 
-def test_reasoning_is_read_from_a_plain_answer_too(client: OpenAI, qwen: SimulatedQwen) -> None:
+def test_reasoning_is_read_from_a_plain_answer_too(
+    client: OpenAI, qwen: SimulatedQwen, dialect: str
+) -> None:
+    if dialect == "qwen-web-v2":
+        pytest.skip("each of its frames says whether it is thinking")
     qwen.reply = "<think>One and one.</think>Two."
     message = client.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message
     assert (getattr(message, "reasoning_content", None), message.content) == (
@@ -120,22 +134,33 @@ def test_models_are_listed_and_found(client: OpenAI) -> None:
     assert (model.id, model.object, model.owned_by) == ("qwen-plus-latest", "model", "qwen")
 
 
-def test_the_raw_response_has_the_request_id_and_what_was_ignored(client: OpenAI) -> None:
+def ignored_by(dialect: str, *fields: str) -> set[str]:
+    """The web chats ignore what they do not know; the others are sent it."""
+    return set(fields) if dialect.startswith("qwen-web") else set()
+
+
+def ignored_in(headers: Mapping[str, str]) -> set[str]:
+    return set(filter(None, headers.get("x-qwen-asgi-ignored", "").split(", ")))
+
+
+def test_the_raw_response_has_the_request_id_and_what_was_ignored(
+    client: OpenAI, dialect: str
+) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=HELLO, seed=7, user="me", extra_headers={"x-request-id": "mine-1"}
     )
     assert raw.headers["x-request-id"] == "mine-1"
-    assert set(raw.headers["x-qwen-asgi-ignored"].split(", ")) == {"seed", "user"}
+    assert ignored_in(raw.headers) == ignored_by(dialect, "seed", "user")
     answer = raw.parse()
     assert answer.choices[0].message.content
     assert answer._request_id == "mine-1"
 
 
-def test_a_stream_has_these_headers_too(client: OpenAI) -> None:
+def test_a_stream_has_these_headers_too(client: OpenAI, dialect: str) -> None:
     create = client.chat.completions.with_streaming_response.create
     with create(model=MODEL, messages=HELLO, stream=True, seed=7) as raw:
         assert raw.headers["x-request-id"].startswith("req-")
-        assert raw.headers["x-qwen-asgi-ignored"] == "seed"
+        assert ignored_in(raw.headers) == ignored_by(dialect, "seed")
         assert sum(1 for _ in raw.parse()) > 2
 
 
@@ -151,13 +176,19 @@ REFUSED: dict[str, dict[str, Any]] = {
     "modalities": {"modalities": ["text", "audio"]},
     "temperature": {"temperature": 2.5},
 }
+WEB_REFUSES = REFUSED.keys() - {"n", "temperature"}
+"""What the other dialects send on."""
 
 
 @pytest.mark.parametrize("field", REFUSED)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_a_field_that_cannot_be_honoured_is_a_bad_request_that_names_it(
-    client: OpenAI, qwen: SimulatedQwen, field: str, stream: bool
+    client: OpenAI, qwen: SimulatedQwen, dialect: str, field: str, stream: bool
 ) -> None:
+    if field in WEB_REFUSES and not dialect.startswith("qwen-web"):
+        client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream, **REFUSED[field])
+        assert qwen.requests[-1].body[field] == REFUSED[field][field]
+        return
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream, **REFUSED[field])
     assert caught.value.param == field
@@ -208,7 +239,7 @@ UPSTREAM_FAULTS: dict[str, tuple[Fault, type[openai.APIStatusError], str]] = {
         "Bad_Request",
     ),
     "limit": (
-        Fault.failure("RateLimited", "too often", num=4),
+        Fault.failure("RateLimited", "too often", num=4, status=429),
         openai.RateLimitError,
         "RateLimited",
     ),
@@ -217,7 +248,7 @@ UPSTREAM_FAULTS: dict[str, tuple[Fault, type[openai.APIStatusError], str]] = {
         openai.InternalServerError,
         "upstream_authentication",
     ),
-    "block page": (Fault.block_page(), openai.InternalServerError, "upstream_blocked"),
+    "web page": (Fault.block_page(), openai.InternalServerError, "upstream_blocked"),
     "server error": (Fault.status(503), openai.InternalServerError, "upstream_failed"),
     "cut": (Fault.truncate(5), openai.InternalServerError, "upstream_truncated"),
     "empty": (Fault.empty(), openai.InternalServerError, "upstream_invalid_response"),
@@ -227,9 +258,11 @@ UPSTREAM_FAULTS: dict[str, tuple[Fault, type[openai.APIStatusError], str]] = {
 @pytest.mark.parametrize("fault", UPSTREAM_FAULTS)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_an_upstream_s_failure_has_its_class(
-    client: OpenAI, qwen: SimulatedQwen, fault: str, stream: bool
+    client: OpenAI, qwen: SimulatedQwen, dialect: str, fault: str, stream: bool
 ) -> None:
     simulated, kind, code = UPSTREAM_FAULTS[fault]
+    if fault == "web page" and not dialect.startswith("qwen-web"):
+        code = "upstream_invalid_response"
     qwen.fail(simulated)
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream)
@@ -239,8 +272,10 @@ def test_an_upstream_s_failure_has_its_class(
 
 
 def test_a_limit_in_hours_becomes_a_retry_after_in_seconds(
-    client: OpenAI, qwen: SimulatedQwen
+    client: OpenAI, qwen: SimulatedQwen, dialect: str
 ) -> None:
+    if not dialect.startswith("qwen-web"):
+        pytest.skip("its limits are in seconds, in a header")
     qwen.fail(Fault.failure("RateLimited", "upper limit for today", num=4))
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model=MODEL, messages=HELLO)
@@ -257,14 +292,14 @@ def test_the_client_waits_as_long_as_the_upstream_said_and_then_succeeds(
         # Its own first back-off would be half a second.
         assert 1.0 <= time.monotonic() - start < 3.0
     assert answer.choices[0].message.content
-    assert len(qwen.requests) == 2
+    assert sum(request.is_chat for request in qwen.requests) == 2
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
         (Fault.error_frame(3, "Internal_Server_Error", "out of order"), "upstream_failed"),
-        (Fault.error_frame(3, "RateLimited", "too much"), "RateLimited"),
+        (Fault.error_frame(3, "insufficient_quota", "quota exceeded"), "insufficient_quota"),
         (Fault.truncate(), "upstream_truncated"),
     ],
     ids=["error frame", "limit", "cut"],

@@ -50,6 +50,7 @@ def test_defaults_are_the_designs() -> None:
             "qwen2.5-vl-72b-instruct",
         ),
         "incremental": True,
+        "keep_chats": False,
         "headers": {},
         "client_keys": (),
         "http_proxy": None,
@@ -79,7 +80,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
         [None, "k", "sk-!~", "x" * 4000],
         ["", " ", "a b", "a\n", "a\r\nx: y", "schlüssel", "a\x00", 5],
     ),
-    "upstream": (["qwen-web-v1"], ["qwen", "", None, 1]),
+    "upstream": (["qwen-web-v1", "qwen-web-v2", "model-studio"], ["qwen", "", None, 1]),
     "base_url": (
         [
             "https://chat.qwenlm.ai",
@@ -113,6 +114,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
         [(), ("",), ("x" * 257,), "a", None, (5,)],
     ),
     "incremental": ([True, False], ["maybe", None, 2]),
+    "keep_chats": ([True, False], ["maybe", None, 2]),
     "headers": (
         [{}, {"X-A": "b"}, {"x-a": "b c\td"}],
         [
@@ -321,6 +323,7 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_BASE_URL": ("base_url", "http://127.0.0.1:9/", "http://127.0.0.1:9"),
     "QWEN_MODELS": ("models", " a, b ,,a", ("a", "b")),
     "QWEN_INCREMENTAL": ("incremental", "false", False),
+    "QWEN_KEEP_CHATS": ("keep_chats", "true", True),
     "QWEN_HEADERS": ("headers", "User-Agent: x\nX-A: b: c", {"user-agent": "x", "x-a": "b: c"}),
     "QWEN_CLIENT_KEYS": ("client_keys", "a, b", (SecretStr("a"), SecretStr("b"))),
     "HTTP_PROXY": ("http_proxy", "proxy:3128", SecretStr("http://proxy:3128")),

@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, AnyStr, Literal
-from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
 JSON: Literal["application/json"] = "application/json"
 EVENT_STREAM: Literal["text/event-stream"] = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+
+Form = Literal["web", "openai"]
+"""Whose way of saying no an answer's faults have: the web chat's, or that of OpenAI's kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class Answer:
     """Seconds before the headers."""
     complete: bool = True
     """Whether the end of the body is said; otherwise the connection is cut."""
+    form: Form = "web"
 
     @property
     def is_stream(self) -> bool:
@@ -45,20 +49,25 @@ def whole_answer(
     content_type: str = JSON,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    form: Form = "web",
 ) -> Answer:
     """Return an answer whose length its headers tell."""
     usual = {"content-type": content_type, "content-length": str(len(body))}
-    return Answer(status=status, headers=usual | dict(headers or {}), steps=(body,))
-
-
-def failed_answer(code: str, details: str, **extra: Any) -> Answer:
-    data = {"code": code, "details": details, **extra}
-    return whole_answer(dump({"success": False, "request_id": str(uuid4()), "data": data}))
+    return Answer(status=status, headers=usual | dict(headers or {}), steps=(body,), form=form)
 
 
 def dump(document: Any) -> bytes:
     # The upstream writes a blank behind each comma and colon, as `json` does.
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def compact(document: Any) -> bytes:
+    """Return JSON as Model Studio writes it: without blanks."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sse_of(document: Any) -> bytes:
+    return b"data: %b\n\n" % compact(document)
 
 
 def frame(chunk: Mapping[str, Any]) -> bytes:

@@ -7,18 +7,20 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal
 
+from qwen_asgi.testing import openai_shaped, web
 from qwen_asgi.testing.answers import (
     EVENT_STREAM,
     JSON,
     Answer,
+    compact,
     dump,
-    failed_answer,
     frame,
     slices,
+    sse_of,
     whole_answer,
 )
+from qwen_asgi.testing.web import UNAUTHORIZED
 
-UNAUTHORIZED = b'{"detail": "401 Unauthorized"}\n'
 RATE_LIMITED = (
     b'{"code": "RateLimited", "detail": "You\'ve reached the upper limit for today\'s usage.", '
     b'"template": "You have reached the daily usage limit. Please wait {{num}} hours before '
@@ -35,6 +37,18 @@ HUMAN_CHECK = (
     '?x5secdata=EXAMPLE&action=captcha"}}'
 ).encode()
 GARBAGE = b"\x1f\x8b\x08\x00\xff\xfe\x00\xc3\x28\n\x80\x81 not an event\n\n\xf0\x9f"
+
+
+WEB_REFUSALS = {
+    401: (UNAUTHORIZED, JSON),
+    429: (RATE_LIMITED, JSON),
+    500: (b"Internal Server Error", "text/plain"),
+}
+OPENAI_REFUSALS = {
+    401: ("invalid_api_key", "Incorrect API key provided. "),
+    429: ("limit_requests", "You exceeded your current requests list."),
+    500: ("internal_error", "An internal error has occured, please try again later."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +74,42 @@ class Fault:
         return cls._instead(f"status {code}", whole_answer(body, content_type, code, headers))
 
     @classmethod
-    def failure(cls, code: str, details: str, **extra: Any) -> Fault:
-        """Say no with HTTP 200 and `success: false` (WE-01); `extra` stands beside `code`."""
-        return cls._instead(f"failure {code}", failed_answer(code, details, **extra))
+    def failure(cls, code: str, details: str, *, status: int = 400, **extra: Any) -> Fault:
+        """Say no with HTTP 200 and `success: false` (WE-01); `extra` stands beside `code`.
+
+        Model Studio and OpenAI's kind say it with that HTTP status and an `error` object.
+        """
+
+        def change(answer: Answer) -> Answer:
+            if answer.form == "openai":
+                return openai_shaped.failed(status, code, details)
+            return web.failed(code, details, **extra)
+
+        return cls(f"failure {code}", change)
+
+    @classmethod
+    def refusal(cls, status: int) -> Fault:
+        """Answer with HTTP 401, 429 or 500 and what the upstream says with it."""
+
+        def change(answer: Answer) -> Answer:
+            if answer.form == "openai":
+                return openai_shaped.failed(status, *OPENAI_REFUSALS[status])
+            return whole_answer(*WEB_REFUSALS[status], status)
+
+        return cls(f"refusal {status}", change)
+
+    @classmethod
+    def event_framed(cls, status: int, code: str, message: str) -> Fault:
+        """Answer with an error status and, in its body, the error as an event (DS-90)."""
+        body = sse_of(openai_shaped.error_object(code, message))
+        return cls._instead(f"event framed {code}", whole_answer(body, EVENT_STREAM, status))
+
+    @classmethod
+    def leaked_event(cls, status: int, code: str, message: str) -> Fault:
+        """The same as Model Studio's native event under the label of JSON (DS-91)."""
+        error = compact({"code": code, "message": message, "request_id": "r"})
+        body = b"id:1\nevent:error\n:HTTP_STATUS/%d\ndata:%b\n\n" % (status, error)
+        return cls._instead(f"leaked event {code}", whole_answer(body, JSON, status))
 
     @classmethod
     def block_page(cls, status: int = 200) -> Fault:
@@ -100,8 +147,11 @@ class Fault:
 
         def change(answer: Answer) -> Answer:
             if not answer.is_stream:
-                return failed_answer(code, details)
-            error = frame({"error": {"code": code, "details": details}})
+                return cls.failure(code, details).change(answer)
+            if answer.form == "openai":
+                error = sse_of(openai_shaped.error_object(code, details))
+            else:
+                error = frame({"error": {"code": code, "details": details}})
             return replace(answer, steps=chain(islice(answer.steps, after_frames), [error]))
 
         return cls(f"error frame {code}", change)
@@ -161,9 +211,9 @@ def _first_bytes(frames: Iterable[bytes], limit: int) -> Iterator[bytes]:
 
 
 SIMULATIONS: Mapping[str, Fault] = {
-    "401": Fault.status(401, UNAUTHORIZED),
-    "429": Fault.status(429, RATE_LIMITED),
-    "500": Fault.status(500, b"Internal Server Error", "text/plain"),
+    "401": Fault.refusal(401),
+    "429": Fault.refusal(429),
+    "500": Fault.refusal(500),
     "block": Fault.block_page(),
     "truncate": Fault.truncate(),
     "stall": Fault.stall(after_frames=3),

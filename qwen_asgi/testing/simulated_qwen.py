@@ -1,30 +1,33 @@
-"""The simulated upstream itself. W1 numbers are those of the wire notes."""
+"""The simulated upstream itself, in all its dialects, each at its own paths.
+
+W1 and W2 numbers are those of the wire notes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_core import from_json
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from qwen_asgi.testing.answers import (
-    EVENT_STREAM,
-    Answer,
-    dump,
-    failed_answer,
-    frame,
-    play,
-    slices,
-    whole_answer,
+from qwen_asgi.testing import openai_shaped, web, web_v1
+from qwen_asgi.testing.answers import Answer, dump, play, slices, whole_answer
+from qwen_asgi.testing.faults import SIMULATIONS, Fault
+from qwen_asgi.testing.replies import (
+    Reply,
+    friendly_reply,
+    input_tokens,
+    last_user_text,
+    words,
 )
-from qwen_asgi.testing.faults import SIMULATIONS, UNAUTHORIZED, Fault
+from qwen_asgi.testing.web_v2 import Chats, completion
 
 MODELS = (
     "qwen-max-latest",
@@ -34,18 +37,10 @@ MODELS = (
     "qwen2.5-vl-72b-instruct",
 )
 THINKING = "The user says something; a short and friendly answer will do."
-DONE = b"data: [DONE]\n\n"
-SEARCH_FRAME = (
-    b'data: {"choices": [{"delta": {"role": "function", "content": "", "name": "web_search", '
-    b'"extra": {"web_search_info": [{"url": "https://example.org/a", "title": "Result A", '
-    b'"snippet": "First snippet", "hostname": "example.org", '
-    b'"hostlogo": "https://example.org/favicon.ico", "date": " (2025-02-20)"}, '
-    b'{"url": "https://example.com/b", "title": "Result B", "snippet": "Second snippet", '
-    b'"hostname": null, "hostlogo": null, "date": ""}]}}}]}\n\n'
-)
 
-_Part = tuple[str | None, list[str]]
-"""One phase of an answer, None where phases were not asked for, and the pieces of its text."""
+MODEL_STUDIO = "/compatible-mode/v1"
+OPENAI = "/v1"
+"""Where `base_url` of these two leads; the web chat's is the simulator's own address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +54,12 @@ class RecordedRequest:
     body: Any
     """The JSON document; None when `raw` is none."""
     raw: bytes
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it asks for an answer, in whatever dialect."""
+        return self.path.endswith("/chat/completions")
 
 
 class SimulatedQwen:
@@ -85,6 +86,8 @@ class SimulatedQwen:
         done: bool = True,
         usage: bool = True,
         ignore_incremental: bool = False,
+        tool_calls: Sequence[tuple[str, str]] = (),
+        candidates: int = 1,
     ) -> None:
         self.api_key = api_key
         """The right bearer token; None lets in any that is not empty."""
@@ -105,7 +108,13 @@ class SimulatedQwen:
         self.usage = usage
         """Whether answers tell their usage (W1-26); it counts each piece as one token."""
         self.ignore_incremental = ignore_incremental
-        """Whether streams are cumulative although new pieces only were asked for."""
+        """Whether generation 1 sends snapshots although new pieces only were asked for."""
+        self.tool_calls = tool_calls
+        """Names and JSON arguments of the tools that are called where tools are offered."""
+        self.candidates = candidates
+        """Wordings of an answer in one stream of generation 2 (W2-55)."""
+        self.chats = Chats()
+        """Generation 2's stored chats."""
         self.requests: deque[RecordedRequest] = deque(maxlen=1000)
         """What came in, newest last."""
         self.open = 0
@@ -113,6 +122,7 @@ class SimulatedQwen:
         self.hung_up = 0
         """Answers whose client left before their end."""
         self._faults: deque[Fault] = deque()
+        self._faults_around: deque[Fault] = deque()
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
@@ -121,10 +131,14 @@ class SimulatedQwen:
             f"{self.hung_up} hung up, {len(self._faults)} faults to come>"
         )
 
-    def fail(self, *faults: Fault, times: int = 1) -> None:
-        """Let the next requests meet these faults, one each, and that `times` over."""
+    def fail(self, *faults: Fault, times: int = 1, around: bool = False) -> None:
+        """Let the next requests meet these faults, one each, and that `times` over.
+
+        `around` is for the calls of generation 2 that make, stop and remove a chat; the others do
+        not meet these, nor these the others.
+        """
         with self._changed:
-            self._faults.extend(faults * times)
+            (self._faults_around if around else self._faults).extend(faults * times)
 
     def wait_for(self, predicate: Callable[[SimulatedQwen], object], timeout: float = 5.0) -> None:
         """Block until `predicate` of this object holds; for a thread other than the simulator's.
@@ -168,7 +182,9 @@ class SimulatedQwen:
             self.requests.append(request)
             self.open += 1
             self._changed.notify_all()
-            return self._faults.popleft() if self._faults else None
+            is_around = request.path.startswith(("/api/v2/chats/", "/api/v2/chat/completions/stop"))
+            faults = self._faults_around if is_around else self._faults
+            return faults.popleft() if faults else None
 
     def _end(self, left: bool) -> None:
         with self._changed:
@@ -179,77 +195,78 @@ class SimulatedQwen:
     def _answer(self, request: RecordedRequest) -> Answer:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token or self.api_key not in (None, token):
-            return whole_answer(UNAUTHORIZED, status=401)
-        match request.method, request.path:
+            is_web = request.path.startswith("/api/")
+            refused = whole_answer(web.UNAUTHORIZED, status=401)
+            return refused if is_web else openai_shaped.unauthorized()
+        path, body = request.path, request.body
+        match request.method, path:
             case "POST", "/api/chat/completions":
-                return self._completion(request.body)
+                return self._completion_v1(body)
             case "GET", "/api/models":
-                return whole_answer(dump({"data": [_model(name) for name in self.models]}))
+                return whole_answer(dump({"data": web.models(self.models)}))
+            case "GET", "/api/v2/models/":
+                return web.succeeded({"data": web.models(self.models)})
+            case "POST", "/api/v2/chats/new":
+                return self.chats.new(body, self.models)
+            case "POST", "/api/v2/chat/completions":
+                return self._completion_v2(request.query.get("chat_id", ""), body)
+            case "POST", "/api/v2/chat/completions/stop":
+                return self.chats.stop(body)
+            case "DELETE", _ if path.startswith("/api/v2/chats/"):
+                return self.chats.remove(path.removeprefix("/api/v2/chats/"))
+            case "POST", "/compatible-mode/v1/chat/completions" | "/v1/chat/completions":
+                return self._completion_openai(body, is_model_studio=not path.startswith(OPENAI))
+            case "GET", "/compatible-mode/v1/models" | "/v1/models":
+                return openai_shaped.models(self.models)
         return whole_answer(dump({"detail": "Not Found"}), status=404)
 
-    def _completion(self, body: Any) -> Answer:
+    def _completion_v1(self, body: Any) -> Answer:
         match body:
             case {"model": str(model), "messages": [*_, {}]}:
                 if model not in self.models:
-                    return failed_answer("Not_Found", "Model not found")
-            case _:
-                return failed_answer(
-                    "Bad_Request", "Invalid input: model and messages are required."
-                )
-        text = _last_user_text(body)
-        answer = self._reply_to(body, text)
+                    return web.failed("Not_Found", "Model not found")
+                return self._simulated(body, web_v1.completion(body, self._reply(body)))
+        return web.failed("Bad_Request", "Invalid input: model and messages are required.")
+
+    def _completion_v2(self, chat_id: str, body: Any) -> Answer:
+        refused = self.chats.refusal(chat_id, body, self.models)
+        if refused is not None:
+            return refused
+        answer = completion(chat_id, body, self._reply(body))
+        return self._simulated(body, replace(answer, steps=self.chats.busy(chat_id, answer.steps)))
+
+    def _completion_openai(self, body: Any, *, is_model_studio: bool) -> Answer:
+        refused = openai_shaped.refusal(body, self.models, is_model_studio=is_model_studio)
+        if refused is not None:
+            return refused
+        return self._simulated(body, openai_shaped.completion(body, self._reply(body)))
+
+    def _simulated(self, body: Mapping[str, Any], answer: Answer) -> Answer:
+        """Return the answer, changed if the last user text asks for a fault."""
+        text = last_user_text(body["messages"])
         name = text.removeprefix("simulate: ")
         return SIMULATIONS[name].change(answer) if name != text and name in SIMULATIONS else answer
 
-    def _reply_to(self, body: Mapping[str, Any], text: str) -> Answer:
+    def _reply(self, body: Mapping[str, Any]) -> Reply:
         reply = self.reply(body) if callable(self.reply) else self.reply
         if reply is None:
-            reply = _friendly_reply(text)
-        parts = [(phase, self._cut(text)) for phase, text in self._phases(body, reply)]
-        if body.get("stream") is True:
-            headers = {"content-type": EVENT_STREAM}
-            return Answer(headers=headers, steps=self._stream(body, parts), pace=self.pace)
-        message = {"role": "assistant", "content": "".join(parts[-1][1])}
-        tokens = sum(len(pieces) for _, pieces in parts)
-        usage = self._usage(_input_tokens(body), tokens)
-        return whole_answer(dump({"choices": [{"message": message}], **usage}))
-
-    def _phases(self, body: Mapping[str, Any], reply: str) -> list[tuple[str | None, str]]:
-        """Return the texts of an answer by phase (W1-24); without phases one text (W1-23)."""
-        features = body["messages"][-1].get("feature_config")
-        features = features if isinstance(features, dict) else {}
-        thinking = self.thinking if features.get("thinking_enabled") is True else ""
-        if features.get("output_schema") == "phase":
-            return [("think", thinking), ("answer", reply)] if thinking else [("answer", reply)]
-        return [(None, f"<think>{thinking}</think>{reply}" if thinking else reply)]
+            reply = friendly_reply(last_user_text(body["messages"]))
+        return Reply(
+            thinking=self._cut(self.thinking),
+            text=self._cut(reply),
+            tool_calls=self.tool_calls,
+            prompt_tokens=input_tokens(body["messages"]),
+            counts=self.usage,
+            says_done=self.done,
+            is_cumulative=self.ignore_incremental,
+            candidates=self.candidates,
+            pace=self.pace,
+        )
 
     def _cut(self, text: str) -> list[str]:
         if self.pieces is None:
-            return _words(text)
+            return words(text)
         return self.pieces(text) if callable(self.pieces) else list(slices(text, self.pieces))
-
-    def _stream(self, body: Mapping[str, Any], parts: list[_Part]) -> Iterator[bytes]:
-        # Programs that search say so on the body and on the last message.
-        if body.get("chat_type") == body["messages"][-1].get("chat_type") == "search":
-            yield SEARCH_FRAME
-        cumulative = self.ignore_incremental or body.get("incremental_output") is not True
-        input_tokens = _input_tokens(body)
-        for delta, tokens in _deltas(parts, cumulative):
-            yield frame({"choices": [{"delta": delta}], **self._usage(input_tokens, tokens)})
-        if self.done:
-            yield DONE
-
-    def _usage(self, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-        if not self.usage:
-            return {}
-        usage = {
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens,
-            "total_tokens": input_tokens + output_tokens,
-            "output_tokens_details": {"text_tokens": output_tokens},
-            "input_tokens_details": {"text_tokens": input_tokens},
-        }
-        return {"usage": usage}
 
 
 async def _record(scope: Scope, receive: Receive) -> RecordedRequest:
@@ -260,100 +277,11 @@ async def _record(scope: Scope, receive: Receive) -> RecordedRequest:
     except ValueError:
         body = None
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return RecordedRequest(request.method, path, request.headers, body, raw)
+    query = dict(QueryParams(scope.get("query_string", b"")))
+    return RecordedRequest(request.method, path, request.headers, body, raw, query)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
     for moment in "startup", "shutdown":
         await receive()
         await send({"type": f"lifespan.{moment}.complete"})
-
-
-def _deltas(parts: list[_Part], cumulative: bool) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the deltas of an answer, each with the number of pieces so far.
-
-    A part's last delta adds nothing: it is empty, or, in a cumulative stream without phases, the
-    whole text once more.
-    """
-    count = 0
-    for phase, pieces in parts:
-        so_far = ""
-        for piece in pieces:
-            count += 1
-            so_far += piece
-            yield _delta(so_far if cumulative and piece else piece, phase, "typing"), count
-        yield _delta(so_far if cumulative and phase is None else "", phase, "finished"), count
-
-
-def _delta(content: str, phase: str | None, status: str) -> dict[str, Any]:
-    delta = {"role": "assistant", "content": content}
-    return delta if phase is None else {**delta, "phase": phase, "status": status}
-
-
-def _input_tokens(body: Mapping[str, Any]) -> int:
-    return sum(len(_words(_text(message))) for message in body["messages"])
-
-
-def _words(text: str) -> list[str]:
-    """Cut a text into words of up to twelve characters, or pairs of Chinese characters."""
-    return re.findall(r"\s*[\u4e00-\u9fff]{1,2}|\s*[^\s\u4e00-\u9fff]{1,12}|\s+", text)
-
-
-def _last_user_text(body: Mapping[str, Any]) -> str:
-    for message in reversed(body["messages"]):
-        match message:
-            case {"role": "user"}:
-                return _text(message)
-    return ""
-
-
-def _text(message: Any) -> str:
-    """Return the text of a message, of parts each one's text (W1-04)."""
-    match message:
-        case {"content": str(text)}:
-            return text
-        case {"content": [*parts]}:
-            return "\n".join(part["text"] for part in parts if _is_text(part))
-    return ""
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
-
-
-def _friendly_reply(text: str) -> str:
-    quoted = text if len(text) <= 80 else f"{text[:79]}…"
-    if re.search(r"[\u4e00-\u9fff]", text):
-        return f"你好！我是模拟的通义千问。你说的是：“{quoted}”"
-    return f"Hello! This is the simulated Qwen. You said: “{quoted}”"
-
-
-def _model(name: str) -> dict[str, Any]:
-    """Return one entry of the model list (W1-35)."""
-    capabilities = {"vision": "vl" in name or "qvq" in name, "document": True, "citations": True}
-    meta = {
-        "profile_image_url": "/static/favicon.png",
-        "description": "simulated",
-        "capabilities": capabilities,
-        "short_description": "simulated",
-        "max_context_length": 131072,
-        "abilities": {ability: 1 for ability, present in capabilities.items() if present},
-        "chat_type": ["t2t", "search", "artifacts"],
-        "mcp": [],
-        "modality": ["text"],
-        "max_generation_length": 8192,
-    }
-    info = {
-        "id": name,
-        "user_id": "00000000-0000-4000-8000-000000000001",
-        "base_model_id": None,
-        "name": name,
-        "meta": meta,
-        "access_control": None,
-        "is_active": True,
-        "is_visitor_active": True,
-        "updated_at": 1732711466,
-        "created_at": 1732711466,
-    }
-    entry = {"id": name, "name": name, "object": "model", "owned_by": "openai"}
-    return {**entry, "info": info, "preset": True, "action_ids": []}

@@ -36,16 +36,10 @@ class Decoder(Protocol):
     def flush(self) -> list[Event]: ...
 
 
-class Dialect(Protocol):
-    """How to ask one kind of upstream, and how to read its answer."""
+class AnswerReader(Protocol):
+    """How to read what one kind of upstream answers."""
 
     name: str
-
-    def encode(self, request: ChatRequest) -> UpstreamRequest:
-        """Return the call that asks for `request`, and note on it what had to be ignored.
-
-        Raises InvalidRequest for what this dialect cannot honour.
-        """
 
     def decoder(self, request: ChatRequest, response: UpstreamResponse) -> Decoder:
         """Return the reader of a 200 answer's body."""
@@ -58,3 +52,13 @@ class Dialect(Protocol):
 
     def decode_models(self, body: bytes) -> list[str]:
         """Return the names in the answer to it. Raises UpstreamError."""
+
+
+class Dialect(AnswerReader, Protocol):
+    """How to ask one kind of upstream, and how to read its answer."""
+
+    def encode(self, request: ChatRequest) -> UpstreamRequest:
+        """Return the call that asks for `request`, and note on it what had to be ignored.
+
+        Raises InvalidRequest for what this dialect cannot honour.
+        """

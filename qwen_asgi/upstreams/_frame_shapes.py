@@ -30,7 +30,7 @@ class FrameShapes:
     digits a number has.
     """
 
-    __slots__ = ("_fields", "_head", "_last", "_learnt", "_tails")
+    __slots__ = ("_fields", "_head", "_last", "_learnt", "_mark", "_tails", "identity")
 
     def __init__(self) -> None:
         self._head = b""
@@ -40,6 +40,10 @@ class FrameShapes:
         self._fields = b""
         self._last = b""
         self._learnt = 0
+        self.identity = b""
+        """What a frame must hold as it is, digits too, or it is not of the answer."""
+        self._mark = b""
+        """That, if it stands behind the text; in front of it all is compared as it is."""
 
     def forget(self) -> None:
         """Know none any more: what a frame of a shape does is no longer the same."""
@@ -60,6 +64,7 @@ class FrameShapes:
         if head != self._head or fields != self._fields:
             self.forget()
             self._head, self._fields = head, fields
+            self._mark = b"" if self.identity in head else self.identity
         self._tails.add(tail.translate(_ZEROS))
 
     def read(
@@ -70,14 +75,14 @@ class FrameShapes:
         Their texts are added to `events`, each as a `piece`. All of them count the same things, so
         that the last one tells all: see `take_last`.
         """
-        head, tails = self._head, self._tails
+        head, tails, mark = self._head, self._tails, self._mark
         if not tails or not data.startswith(head):
             return data
         number = 0
         parts = data.split(head)
         for part in parts[1:]:
             raw, _, tail = part.partition(b'"')
-            if tail.translate(_ZEROS) not in tails:
+            if tail.translate(_ZEROS) not in tails or mark not in tail:
                 break
             try:
                 text = from_json(b'"%b"' % raw)

@@ -10,13 +10,14 @@ from types import TracebackType
 
 from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
-from qwen_asgi.transports import Transport, UpstreamResponse
-from qwen_asgi.upstreams import Decoder, Dialect
+from qwen_asgi.transports import Transport, UpstreamRequest, UpstreamResponse
+from qwen_asgi.upstreams import AnswerReader, Decoder, Dialect
 
 ERROR_BODY_LIMIT = 64 * 1024
 """Bytes of an error's body that are read; what matters in it comes first."""
 
-MODELS_BODY_LIMIT = 4 * 1024 * 1024
+DOCUMENT_LIMIT = 4 * 1024 * 1024
+"""Bytes of a document beside the chats, such as a list of models, that are read."""
 
 GRACE = 1.0
 """Seconds that an answer known to be whole may take to say so with its stream's end."""
@@ -41,28 +42,30 @@ class Timeouts:
     """Longest life of the whole answer; None for no end."""
 
 
-class HTTPUpstream:
-    """An `Upstream` that is reached by HTTP."""
+class Reached:
+    """What is reached by HTTP: whose answers a dialect reads, over a transport."""
 
-    def __init__(self, dialect: Dialect, transport: Transport, timeouts: Timeouts) -> None:
-        self.dialect = dialect
+    def __init__(self, reader: AnswerReader, transport: Transport, timeouts: Timeouts) -> None:
+        self.reader = reader
         self.transport = transport
         self.timeouts = timeouts
 
-    def __call__(self, request: ChatRequest) -> _Call:
-        return _Call(self, request)
-
     async def models(self) -> list[str]:
         """Return the names of the models that the upstream has. Raises UpstreamError."""
-        clock = _Clock(self.timeouts)
-        call = self.dialect.encode_models()
+        body = await self.document(self.reader.encode_models(), Clock(self.timeouts))
+        return self.reader.decode_models(body)
+
+    async def document(self, call: UpstreamRequest, clock: Clock) -> bytes:
+        """Return the body of the answer to a call that is no chat. Raises UpstreamError."""
         async with self.transport.open(call, within=clock.left()) as response:
             if response.status != 200:
                 raise await self.refusal(response, clock)
-            body = await _read_up_to(MODELS_BODY_LIMIT, response, clock)
-        return self.dialect.decode_models(body)
+            return await _read_up_to(DOCUMENT_LIMIT, response, clock)
 
-    async def refusal(self, response: UpstreamResponse, clock: _Clock) -> UpstreamError:
+    async def aclose(self) -> None:
+        """End what goes on in the running loop beside the chats; the transport stays open."""
+
+    async def refusal(self, response: UpstreamResponse, clock: Clock) -> UpstreamError:
         """Return the error that an answer of another status than 200 means."""
         body = bytearray()
         until = time.monotonic() + min(REFUSAL_SECONDS, clock.left())
@@ -73,28 +76,37 @@ class HTTPUpstream:
                 if not data:
                     break
                 body += data
-        return self.dialect.refusal(response.status, response.headers, bytes(body))
+        return self.reader.refusal(response.status, response.headers, bytes(body))
 
 
-class _Call:
-    """One call: entered with its first events at hand, left when it is over."""
+class HTTPUpstream(Reached):
+    """An `Upstream` that is asked in one call."""
 
-    __slots__ = ("_answer", "_opening", "_request", "_upstream")
+    def __init__(self, dialect: Dialect, transport: Transport, timeouts: Timeouts) -> None:
+        super().__init__(dialect, transport, timeouts)
+        self.dialect = dialect
 
-    def __init__(self, upstream: HTTPUpstream, request: ChatRequest) -> None:
-        self._upstream = upstream
+    def __call__(self, request: ChatRequest) -> _OneCall:
+        return _OneCall(self, request)
+
+
+class Call:
+    """One chat: entered with its first events at hand, left when it is over."""
+
+    __slots__ = ("_answer", "_opening", "_reached", "_request")
+
+    def __init__(self, reached: Reached, request: ChatRequest) -> None:
+        self._reached = reached
         self._request = request
 
-    async def __aenter__(self) -> Batches:
-        dialect = self._upstream.dialect
-        call = dialect.encode(self._request)
-        clock = _Clock(self._upstream.timeouts)
-        self._opening = opening = self._upstream.transport.open(call, within=clock.left())
+    async def _enter(self, call: UpstreamRequest, clock: Clock) -> Batches:
+        reached = self._reached
+        self._opening = opening = reached.transport.open(call, within=clock.left())
         response = await opening.__aenter__()
         try:
             if response.status != 200:
-                raise await self._upstream.refusal(response, clock)
-            decoder = dialect.decoder(self._request, response)
+                raise await reached.refusal(response, clock)
+            decoder = reached.reader.decoder(self._request, response)
             self._answer = answer = _Answer(response, decoder, clock)
             await answer.begin()
         except BaseException as exc:
@@ -115,7 +127,19 @@ class _Call:
             await self._opening.__aexit__(exc_type, exc, traceback)
 
 
-async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> bytes:
+class _OneCall(Call):
+    __slots__ = ("_upstream",)
+
+    def __init__(self, upstream: HTTPUpstream, request: ChatRequest) -> None:
+        super().__init__(upstream, request)
+        self._upstream = upstream
+
+    async def __aenter__(self) -> Batches:
+        call = self._upstream.dialect.encode(self._request)
+        return await self._enter(call, Clock(self._upstream.timeouts))
+
+
+async def _read_up_to(limit: int, response: UpstreamResponse, clock: Clock) -> bytes:
     body = bytearray()
     while len(body) < limit:
         data = await response.read(within=clock.left())
@@ -125,7 +149,7 @@ async def _read_up_to(limit: int, response: UpstreamResponse, clock: _Clock) -> 
     return bytes(body[:limit])
 
 
-class _Clock:
+class Clock:
     """How long the next wait may be."""
 
     __slots__ = ("_first_until", "_idle", "_total_until", "steady")
@@ -162,7 +186,7 @@ class _Answer:
 
     __slots__ = ("_at_end", "_clock", "_decoder", "_error", "_first", "_response")
 
-    def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: _Clock) -> None:
+    def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: Clock) -> None:
         self._response = response
         self._decoder = decoder
         self._clock = clock

@@ -23,10 +23,10 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.testing import DONE
 from qwen_asgi.upstreams.call import (
+    DOCUMENT_LIMIT,
     ERROR_BODY_LIMIT,
     FOOTER_GRACE,
     GRACE,
-    MODELS_BODY_LIMIT,
     REFUSAL_SECONDS,
     HTTPUpstream,
     Timeouts,
@@ -321,7 +321,7 @@ async def test_an_endless_list_of_models_is_not_read_to_its_end() -> None:
     transport = ScriptedTransport([block] * 100)
     with pytest.raises(UpstreamError):
         await upstream(transport).models()
-    assert len(transport.waits) == MODELS_BODY_LIMIT // len(block)
+    assert len(transport.waits) == DOCUMENT_LIMIT // len(block)
 
 
 # Any dialect.

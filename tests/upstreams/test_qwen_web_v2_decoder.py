@@ -1,0 +1,286 @@
+"""The answers of the second web chat: the recorded ones in every split, and what is new in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_asgi.chat import Finish, TextDelta, Usage
+from qwen_asgi.errors import (
+    UpstreamAuthenticationFailed,
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamInvalidResponse,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTruncated,
+)
+from qwen_asgi.upstreams.qwen_web_v2_decoder import MOST_HELD, QwenWebV2Decoder
+from tests.wire import SPLITS, Reading, Sample, answers, at, pieces, read, sample
+
+ERRORS = {
+    "auth": UpstreamAuthenticationFailed,
+    "bad_request": UpstreamRefused,
+    "blocked": UpstreamBlocked,
+    "busy": UpstreamRateLimited,
+    "empty": UpstreamInvalidResponse,
+    "not_found": UpstreamRefused,
+    "rate_limited": UpstreamRateLimited,
+    "truncated": UpstreamTruncated,
+    "upstream": UpstreamError,
+}
+"""The classes of `expected.json`."""
+
+ANSWERS = [s for s in answers("web2") if s.is_chat or "images" in s.expect]
+SPLIT = pytest.mark.parametrize("size", SPLITS, ids=lambda size: f"pieces of {size or 'all'}")
+
+TOOL_TEXT = {"web2-hermes-toolcall-split.sse"}
+"""Calls that the model writes as text; to this decoder they are text."""
+
+
+def decode(body: bytes, size: int | None = None, **options: Any) -> Reading:
+    return read(QwenWebV2Decoder(**options), pieces(body, size))
+
+
+def frame(content: str | None = "", *, id: str | None = "r0", **fields: Any) -> bytes:
+    top: dict[str, Any] = {
+        name: fields.pop(name) for name in ("usage", "response_index") if name in fields
+    }
+    delta = {"role": "assistant", "content": content, "phase": "answer", "status": "typing"}
+    document: dict[str, Any] = {"choices": [{"delta": delta | fields}], **top}
+    if id is not None:
+        document["response_id"] = id
+    return sse(document)
+
+
+def sse(document: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % json.dumps(document, ensure_ascii=False).encode()
+
+
+def created(id: str, index: str | None = None) -> bytes:
+    named: dict[str, str] = {} if index is None else {"response_index": index}
+    return sse({"response.created": {"chat_id": "c", "response_id": id, **named}})
+
+
+END = frame(status="finished")
+
+
+@SPLIT
+@pytest.mark.parametrize("sample", ANSWERS, ids=str)
+def test_each_recorded_answer_means_what_the_wire_notes_say(
+    sample: Sample, size: int | None
+) -> None:
+    reading, expect = decode(sample.data, size), sample.expect
+    if sample.name in TOOL_TEXT:
+        assert "<tool_call>" in reading.text
+        assert reading.finishes == [Finish("stop")]
+        return
+    images = [] if "content" in expect else expect.get("images", [])
+    assert reading.text == "\n".join(images or [expect.get("content", "")])
+    rounds = expect.get("reasoning_parts", [])
+    assert reading.reasoning == expect.get("reasoning", "\n\n".join(map("\n".join, rounds)))
+    if "error" in expect:
+        check_error(reading, expect["error"])
+        return
+    assert reading.error is None
+    assert reading.events[-1] == Finish(expect["finish_reason"])
+    check_usage(reading, expect.get("usage"))
+    if "citations" in expect:
+        found = [e.data["extra"]["web_search_info"] for e in reading.extras if "name" in e.data]
+        assert [source["url"] for sources in found for source in sources] == expect["citations"]
+    if "content" in expect and "images" in expect:
+        [made] = [e.data for e in reading.extras if e.data.get("role") == "function"]
+        assert [one["image"] for one in made["extra"]["image_list"]] == expect["images"]
+
+
+def check_error(reading: Reading, expect: dict[str, Any]) -> None:
+    assert type(reading.error) is ERRORS[expect["class"]]
+    assert not reading.finishes
+    if "retry_after_s" in expect:
+        assert reading.error.retry_after == expect["retry_after_s"]
+    if expect["class"] in ("rate_limited", "busy", "bad_request"):
+        assert reading.error.code == expect["code"]
+
+
+def check_usage(reading: Reading, expect: dict[str, int] | None) -> None:
+    if expect is None:
+        return
+    [usage] = reading.usages
+    assert {name: getattr(usage, name) for name in expect} == expect
+
+
+@pytest.mark.parametrize("sample", ANSWERS, ids=str)
+@settings(max_examples=40, deadline=None, database=None)
+@given(places=st.lists(st.integers(0, 1 << 30), max_size=12))
+def test_any_split_gives_the_same(sample: Sample, places: list[int]) -> None:
+    whole = decode(sample.data)
+    assert read(QwenWebV2Decoder(), at(sample.data, places)).outcome == whole.outcome
+
+
+# A cut.
+
+
+@pytest.mark.parametrize("name", ["web2-answer.sse", "web2-search-tool.sse", "web2-no-phase.sse"])
+def test_an_answer_that_is_cut_anywhere_is_never_whole(name: str) -> None:
+    data = sample(name).data
+    whole = decode(data)
+    said = data.rindex(b'"status": "finished"')
+    for end in range(len(data)):
+        reading = decode(data[:end], ends_by_close=True)
+        assert whole.text.startswith(reading.text)
+        if end < said:
+            assert reading.error is not None
+            assert not reading.finishes
+
+
+# Two candidates in one stream (W2-55).
+
+TWICE = [created("r0", "0"), created("r1", "1")]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [*TWICE, frame("a"), frame("A", id="r1"), frame("b"), frame("B", id="r1")],
+        [*TWICE[::-1], frame("A", id="r1"), frame("a"), frame("B", id="r1"), frame("b")],
+        [TWICE[1], frame("A", id="r1"), TWICE[0], frame("a"), frame("B", id="r1"), frame("b")],
+        [created("r0"), created("r1"), frame("A", id="r1"), frame("a"), frame("b")],
+        [frame("a"), frame("A", id="r1"), frame("b"), frame("B", id="r1")],
+        [frame("A", id="r1", response_index=1), frame("a", response_index=0), frame("b")],
+    ],
+    ids=["in turns", "other first", "other alone at first", "unnumbered", "not named", "in frames"],
+)
+@SPLIT
+def test_one_candidate_is_read_and_the_other_left(frames: list[bytes], size: int | None) -> None:
+    other = frame(status="finished", id="r1")
+    reading = decode(b"".join([*frames, other, END]), size)
+    assert reading.text == "ab"
+    assert reading.finishes == [Finish("stop")]
+    # What the other candidate counts is not the answer's.
+    usage = {"input_tokens": 1, "output_tokens": 2}
+    counted = decode(b"".join([*frames, frame("Z", id="r1", usage=usage), END]), size)
+    assert counted.usages == []
+
+
+def test_candidates_whose_names_differ_in_digits_only_are_told_apart() -> None:
+    """The quick way reads digits as counts."""
+    mine, other = "11111111-1111", "22222222-2222"
+    frames = [frame(f"{n} ", id=id) for n in range(40) for id in (mine, other)]
+    body = b"".join([created(mine, "0"), *frames, frame(status="finished", id=mine)])
+    assert decode(body).text == "".join(f"{n} " for n in range(40))
+
+
+def test_a_second_candidate_is_read_where_the_first_never_comes() -> None:
+    frames = [frame(f"{n} ", id="r1") for n in range(3)]
+    body = b"".join([created("r1", "1"), *frames, frame(status="finished", id="r1")])
+    assert decode(body).text == "0 1 2 "
+    many = [frame(f"{n} ", id="r1") for n in range(MOST_HELD)]
+    reading = read(QwenWebV2Decoder(), [created("r1", "1"), *many], close=False)
+    assert reading.text == "".join(f"{n} " for n in range(MOST_HELD))
+
+
+# Thinking.
+
+
+def summary(titles: Any, thoughts: Any, **fields: Any) -> bytes:
+    lists = {"summary_title": {"content": titles}, "summary_thought": {"content": thoughts}}
+    return frame("", phase="thinking_summary", extra=lists, **fields)
+
+
+AB = "A\na\n\nB\nb"
+SUMMARIES = {
+    "repeated": ([summary(["A"], ["a"])] * 3, "A\na"),
+    "growing": ([summary(["A"], ["abc"[: n + 1]]) for n in range(3)], "A\nabc"),
+    "title by title": (
+        [summary(["A"], []), summary(["A", "B"], ["a"]), summary(["A", "B"], ["a", "b"])],
+        AB,
+    ),
+    "a new round": ([summary(["A"], ["a"]), summary(["B"], ["b"])], AB),
+    "a longer round, then a new one": (
+        [summary(["A"], ["a"]), summary(["A", "B"], ["a", "b"]), summary(["C"], ["c"])],
+        f"{AB}\n\nC\nc",
+    ),
+    "an older frame again": (
+        [summary(["A"], ["a"]), summary(["A", "B"], ["a", "b"]), summary(["A"], ["a"])],
+        AB,
+    ),
+    "odd lists": (
+        [summary([None, 3], "a"), summary(None, {}), frame("", phase="thinking_summary")],
+        "a",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_summaries_are_told_once_and_whole(name: str) -> None:
+    frames, reasoning = SUMMARIES[name]
+    reading = decode(b"".join([*frames, frame("x"), END]))
+    assert (reading.reasoning, reading.text) == (reasoning, "x")
+
+
+# Frames about the answer, and failures within it.
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        sse({"response.info": {"action": "keep_alive"}}),
+        sse({"response.info": {"action": "skip_think"}}),
+        sse({"choices": []}),
+        sse({"choices": None, "novelty": 1}),
+        sse({}),
+        frame(None),
+        frame(None, phase="KeepAlive"),
+        b": comment\n\n",
+    ],
+)
+def test_frames_that_say_nothing_change_nothing(extra: bytes) -> None:
+    reading = decode(extra.join([created("r0", "0"), frame("a"), frame("b"), END]))
+    assert reading.text == "ab"
+    assert reading.events[-1] == Finish("stop")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        sse({"error": {"code": "Internal_Server_Error", "details": "x"}}),
+        sse({"error": "broken"}),
+        sse({"success": False, "data": {"code": "Internal_Server_Error"}}),
+        b"event: error\ndata: {}\n\n",
+        frame(status="error", extra={"error": {"code": "x"}}),
+        frame(status="error"),
+        frame(error={"code": "x", "message": "y"}),
+        sse({"response.stopped": {"response_id": "r0"}}),
+    ],
+)
+def test_a_failure_in_the_middle_is_never_a_clean_end(fault: bytes) -> None:
+    reading = decode(b"".join([created("r0", "0"), frame("a"), fault, frame("b"), END]))
+    assert reading.text == "a"
+    assert reading.error is not None
+    assert not reading.finishes
+
+
+def test_done_ends_the_answer() -> None:
+    reading = decode(frame("a") + sse({"done": True}), ends_by_close=True)
+    assert reading.events == [TextDelta("a"), Finish("stop")]
+
+
+def test_usage_of_the_last_round_is_told_and_nothing_wipes_it() -> None:
+    first = frame("a", usage={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3})
+    tool = frame("", role="function", name="web_search", usage={})
+    second = frame("b", usage={"input_tokens": 10, "output_tokens": 4, "total_tokens": 14})
+    assert decode(first + tool + second + END).usages == [Usage(10, 4, 14)]
+    assert decode(first + tool + END).usages == [Usage(1, 2, 3)]
+
+
+def test_what_a_server_tool_says_is_extra_and_never_text() -> None:
+    call = frame("", phase="web_search", function_call={"name": "web_search", "arguments": "{"})
+    as_object = frame("", phase="bio", function_call={"name": "bio", "arguments": {"a": 1}})
+    result = frame("Tool x does not exists.", role="function", name="x")
+    reading = decode(call + as_object + result + frame("a") + END)
+    assert [extra.kind for extra in reading.extras] == ["web_search", "bio", "x"]
+    assert reading.text == "a"
