@@ -21,6 +21,10 @@
         UpstreamBlocked            a block page or a demand for a human check
         UpstreamUnreachable
         UpstreamTimeout
+          UpstreamConnectTimeout   no connection
+          UpstreamFirstTimeout     no first event of the answer
+          UpstreamIdleTimeout      a silence within the answer
+          UpstreamTotalTimeout     the whole answer
         UpstreamTruncated          its answer ended before its end
         UpstreamInvalidResponse    it answered something that cannot be read, or nothing
       GatewayError
@@ -192,6 +196,22 @@ class UpstreamUnreachable(UpstreamError):
 
 class UpstreamTimeout(UpstreamError):
     default_code = "upstream_timeout"
+
+
+class UpstreamConnectTimeout(UpstreamTimeout):
+    default_code = "upstream_connect_timeout"
+
+
+class UpstreamFirstTimeout(UpstreamTimeout):
+    default_code = "upstream_first_timeout"
+
+
+class UpstreamIdleTimeout(UpstreamTimeout):
+    default_code = "upstream_idle_timeout"
+
+
+class UpstreamTotalTimeout(UpstreamTimeout):
+    default_code = "upstream_total_timeout"
 
 
 class UpstreamTruncated(UpstreamError):

@@ -165,8 +165,8 @@ def test_silence_before_the_first_event_starts_the_stream(
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (Fault.stall(None), "upstream_timeout"),
-        (Fault.stall(0), "upstream_timeout"),
+        (Fault.stall(None), "upstream_first_timeout"),
+        (Fault.stall(0), "upstream_first_timeout"),
     ],
 )
 def test_after_a_comment_an_error_is_the_last_event_and_no_status(

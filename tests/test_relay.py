@@ -197,7 +197,7 @@ AFTER_TEXT: dict[str, tuple[Fault, str, str]] = {
         "Bad_Request",
     ),
     "a cut": (Fault.truncate(400), "upstream_error", "upstream_truncated"),
-    "silence": (Fault.stall(3), "upstream_error", "upstream_timeout"),
+    "silence": (Fault.stall(3), "upstream_error", "upstream_idle_timeout"),
 }
 
 
@@ -346,7 +346,7 @@ def test_an_upstream_whose_name_is_unknown(gateway_url: GatewayURL, http: httpx.
     url = gateway_url(base_url="http://no-such-host.invalid", connect_timeout=5)
     assert error_of(http.post(url + CHAT, json=ask()), 500)["code"] in (
         "upstream_unreachable",
-        "upstream_timeout",
+        "upstream_connect_timeout",
     )
 
 
@@ -531,7 +531,7 @@ def test_the_first_event_is_waited_for_so_long(
     url = gateway_url(first_timeout=0.3, idle_timeout=60)
     qwen.fail(Fault.stall(after))
     response, took = timed(http, url, stream=stream)
-    assert error_of(response, 500)["code"] == "upstream_timeout"
+    assert error_of(response, 500)["code"] == "upstream_first_timeout"
     assert 0.29 <= took < 1.5
     qwen.wait_for(lambda qwen: qwen.hung_up == 1 and qwen.open == 0)
 
@@ -545,7 +545,7 @@ def test_silence_between_events_is_waited_for_so_long(
     stream = streamed(response)
     assert stream.is_broken_off
     assert stream.error is not None
-    assert stream.error["code"] == "upstream_timeout"
+    assert stream.error["code"] == "upstream_idle_timeout"
     assert 0.29 <= took < 1.5
     qwen.wait_for(lambda qwen: qwen.hung_up == 1 and qwen.open == 0)
 
@@ -570,7 +570,7 @@ def test_the_whole_answer_may_take_so_long(
     qwen.reply, qwen.pieces, qwen.pace = "x" * 1000, 1, 0.02
     response, took = timed(http, url, stream=True)
     if first:
-        assert error_of(response, 500)["code"] == "upstream_timeout"
+        assert error_of(response, 500)["code"] == "upstream_total_timeout"
     else:
         stream = streamed(response)
         assert stream.is_broken_off
@@ -585,7 +585,7 @@ def test_a_plain_answer_that_takes_too_long_in_all(
     url = gateway_url(total_timeout=0.3)
     qwen.fail(Fault.drip(1, pause=0.02))
     response, took = timed(http, url)
-    assert error_of(response, 500)["code"] == "upstream_timeout"
+    assert error_of(response, 500)["code"] == "upstream_total_timeout"
     assert 0.29 <= took < 1.5
 
 
@@ -596,7 +596,7 @@ def test_a_connection_is_waited_for_so_long(
     with unreachable() as upstream:
         url = gateway_url(base_url=upstream, connect_timeout=0.3)
         response, took = timed(http, url, stream=stream)
-    assert error_of(response, 500)["code"] == "upstream_timeout"
+    assert error_of(response, 500)["code"] == "upstream_connect_timeout"
     assert 0.29 <= took < 1.5
 
 

@@ -9,7 +9,7 @@ import ssl
 from collections import deque
 from contextlib import suppress
 
-from qwen_asgi.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from qwen_asgi.errors import Overloaded, UpstreamConnectTimeout, UpstreamUnreachable
 from qwen_asgi.transports._connect import Origin, connect
 from qwen_asgi.transports._connection import Connection
 
@@ -170,7 +170,7 @@ class Pool:
             self._give_place()
             match exc:
                 case TimeoutError() if exc.errno is None:
-                    raise UpstreamTimeout(
+                    raise UpstreamConnectTimeout(
                         f"no connection to the upstream within {until - begun:.3g} seconds"
                     ) from None
                 case ssl.SSLError():

@@ -16,6 +16,7 @@ import httpx
 
 from qwen_asgi.errors import (
     Overloaded,
+    UpstreamConnectTimeout,
     UpstreamError,
     UpstreamInvalidResponse,
     UpstreamTimeout,
@@ -272,7 +273,9 @@ def _translated(seconds: float) -> Iterator[None]:
 def _translation(exc: httpx.HTTPError, seconds: float) -> UpstreamError:
     match exc:
         case httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return UpstreamTimeout(f"no connection to the upstream within {seconds:g} seconds")
+            return UpstreamConnectTimeout(
+                f"no connection to the upstream within {seconds:g} seconds"
+            )
         case httpx.TimeoutException():
             return UpstreamTimeout("the upstream took too long")
         case httpx.ConnectError() if "CERTIFICATE_VERIFY_FAILED" in str(exc):

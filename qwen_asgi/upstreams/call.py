@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from qwen_asgi.chat import Batches, ChatRequest, Event
-from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
+from qwen_asgi.errors import (
+    UpstreamError,
+    UpstreamFirstTimeout,
+    UpstreamIdleTimeout,
+    UpstreamInvalidResponse,
+    UpstreamTimeout,
+    UpstreamTotalTimeout,
+)
 from qwen_asgi.transports import Transport, UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import AnswerReader, Decoder, Dialect
 
@@ -57,10 +64,13 @@ class Reached:
 
     async def document(self, call: UpstreamRequest, clock: Clock) -> bytes:
         """Return the body of the answer to a call that is no chat. Raises UpstreamError."""
-        async with self.transport.open(call, within=clock.left()) as response:
-            if response.status != 200:
-                raise await self.refusal(response, clock)
-            return await _read_up_to(DOCUMENT_LIMIT, response, clock)
+        try:
+            async with self.transport.open(call, within=clock.left()) as response:
+                if response.status != 200:
+                    raise await self.refusal(response, clock)
+                return await _read_up_to(DOCUMENT_LIMIT, response, clock)
+        except UpstreamTimeout as error:
+            raise clock.named(error) from None
 
     async def aclose(self) -> None:
         """End what goes on in the running loop beside the chats; the transport stays open."""
@@ -102,7 +112,10 @@ class Call:
     async def _enter(self, call: UpstreamRequest, clock: Clock) -> Batches:
         reached = self._reached
         self._opening = opening = reached.transport.open(call, within=clock.left())
-        response = await opening.__aenter__()
+        try:
+            response = await opening.__aenter__()
+        except UpstreamTimeout as error:
+            raise clock.named(error) from None
         try:
             if response.status != 200:
                 raise await reached.refusal(response, clock)
@@ -150,13 +163,13 @@ async def _read_up_to(limit: int, response: UpstreamResponse, clock: Clock) -> b
 
 
 class Clock:
-    """How long the next wait may be."""
+    """How long the next wait may be, and which of the timeouts it was that ran out."""
 
-    __slots__ = ("_first_until", "_idle", "_total_until", "steady")
+    __slots__ = ("_first_until", "_timeouts", "_total_until", "steady")
 
     def __init__(self, timeouts: Timeouts) -> None:
         now = time.monotonic()
-        self._idle = timeouts.idle
+        self._timeouts = timeouts
         self.steady = 0.0
         """How long any wait may be from now on; 0 while that changes."""
         self._first_until: float | None = now + timeouts.first
@@ -166,19 +179,34 @@ class Clock:
         """The first event is there: from now on it is the silence that counts."""
         self._first_until = None
         if self._total_until is None:
-            self.steady = self._idle
+            self.steady = self._timeouts.idle
 
     def left(self) -> float:
         """Return seconds, more than 0. Raises UpstreamTimeout when there are none left."""
         now = time.monotonic()
-        left = self._idle if self._first_until is None else self._first_until - now
-        if left <= 0:
-            raise UpstreamTimeout("the upstream's first event did not come in time")
+        left = self._timeouts.idle if self._first_until is None else self._first_until - now
         if self._total_until is not None:
             left = min(left, self._total_until - now)
-            if left <= 0:
-                raise UpstreamTimeout("the upstream's answer took longer than it may in all")
+        if left <= 0:
+            raise self._ran_out()
         return left
+
+    def named(self, error: UpstreamError) -> UpstreamError:
+        """Return the error, or the timeout that a transport, which knows only one wait, met."""
+        return self._ran_out() if type(error) is UpstreamTimeout else error
+
+    def _ran_out(self) -> UpstreamTimeout:
+        timeouts, total = self._timeouts, self._total_until
+        # A timer may go off a little early.
+        if total is not None and total - time.monotonic() < 0.01:
+            return UpstreamTotalTimeout(
+                f"the upstream's answer took longer than {timeouts.total:g} seconds in all"
+            )
+        if self._first_until is not None:
+            return UpstreamFirstTimeout(
+                f"the upstream's first event did not come within {timeouts.first:g} seconds"
+            )
+        return UpstreamIdleTimeout(f"the upstream was silent for {timeouts.idle:g} seconds")
 
 
 class _Answer:
@@ -223,7 +251,7 @@ class _Answer:
                     events = decoder.close()
             except UpstreamError as error:
                 # What came before it goes out first.
-                self._error = error
+                self._error = self._clock.named(error)
                 events = decoder.flush()
             if events:
                 return events

@@ -7,6 +7,7 @@ import pytest
 
 from qwen_asgi.errors import (
     Overloaded,
+    UpstreamConnectTimeout,
     UpstreamError,
     UpstreamInvalidResponse,
     UpstreamTimeout,
@@ -76,8 +77,8 @@ async def test_a_given_client_s_own_limit_is_kept(torture: TortureServer) -> Non
 
 
 ERRORS: list[tuple[Exception, type[UpstreamError]]] = [
-    (httpx.ConnectTimeout("x"), UpstreamTimeout),
-    (httpx.PoolTimeout("x"), UpstreamTimeout),
+    (httpx.ConnectTimeout("x"), UpstreamConnectTimeout),
+    (httpx.PoolTimeout("x"), UpstreamConnectTimeout),
     (httpx.ReadTimeout("x"), UpstreamTimeout),
     (httpx.WriteTimeout("x"), UpstreamTimeout),
     (httpx.ConnectError("x"), UpstreamUnreachable),

@@ -16,9 +16,12 @@ from qwen_asgi.errors import (
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
     UpstreamError,
+    UpstreamFirstTimeout,
+    UpstreamIdleTimeout,
     UpstreamInvalidResponse,
     UpstreamRateLimited,
     UpstreamTimeout,
+    UpstreamTotalTimeout,
     UpstreamTruncated,
 )
 from qwen_asgi.testing import DONE
@@ -211,8 +214,10 @@ async def test_a_client_that_stops_early_does_not_wait_for_the_end() -> None:
 # Deadlines.
 
 
-async def took(transport: ScriptedTransport, **timeouts: Any) -> tuple[float, str]:
-    """Return the seconds until the call timed out, and what was read until then."""
+async def took(
+    meets: type[UpstreamTimeout], transport: ScriptedTransport, **timeouts: Any
+) -> tuple[float, str]:
+    """Return the seconds until the call ran into that timeout, and what was read until then."""
     seen: list[Sequence[Event]] = []
     start = time.monotonic()
 
@@ -221,20 +226,22 @@ async def took(transport: ScriptedTransport, **timeouts: Any) -> tuple[float, st
             async for batch in batches:
                 seen.append(batch)
 
-    with pytest.raises(UpstreamTimeout):
+    with pytest.raises(UpstreamTimeout) as caught:
         await read()
+    assert type(caught.value) is meets
     assert transport.open_now == 0
     return time.monotonic() - start, text_of(seen)
 
 
 async def test_the_first_event_has_a_deadline_that_no_comment_moves() -> None:
     script: list[Any] = [0.06, b": still there\n\n"] * 100
-    seconds, text = await took(ScriptedTransport(script), first=0.2, idle=60)
+    seconds, text = await took(UpstreamFirstTimeout, ScriptedTransport(script), first=0.2, idle=60)
     assert (0.19 < seconds < 0.4, text) == (True, "")
 
 
 async def test_the_idle_deadline_begins_with_the_first_event() -> None:
-    seconds, text = await took(ScriptedTransport([0.1, ONE, 60.0]), first=60, idle=0.2)
+    script: list[Any] = [0.1, ONE, 60.0]
+    seconds, text = await took(UpstreamIdleTimeout, ScriptedTransport(script), first=60, idle=0.2)
     assert (0.29 < seconds < 0.5, text) == (True, "one ")
 
 
@@ -246,9 +253,16 @@ async def test_a_keep_alive_moves_the_idle_deadline() -> None:
 
 async def test_the_total_deadline_is_moved_by_nothing() -> None:
     script: list[Any] = [0.05, ONE] * 100
-    seconds, text = await took(ScriptedTransport(script), first=60, idle=60, total=0.3)
+    timeouts = {"first": 60, "idle": 60, "total": 0.3}
+    seconds, text = await took(UpstreamTotalTimeout, ScriptedTransport(script), **timeouts)
     assert 0.29 < seconds < 0.6
     assert text.startswith("one one ")
+
+
+@pytest.mark.parametrize("first", [0.2, 60])
+async def test_the_total_deadline_holds_before_the_first_event_too(first: float) -> None:
+    meets = UpstreamFirstTimeout if first < 0.3 else UpstreamTotalTimeout
+    await took(meets, ScriptedTransport([60.0]), first=first, total=0.3)
 
 
 async def test_the_transport_is_told_the_time_that_is_left() -> None:
@@ -312,7 +326,7 @@ async def test_models_that_are_refused_or_break_off() -> None:
         await upstream(ScriptedTransport([], 401)).models()
     with pytest.raises(UpstreamTruncated):
         await upstream(ScriptedTransport([b'{"data": [', UpstreamTruncated("x")])).models()
-    with pytest.raises(UpstreamTimeout):
+    with pytest.raises(UpstreamFirstTimeout):
         await upstream(ScriptedTransport([60.0]), first=0.1).models()
 
 
