@@ -48,7 +48,7 @@ from qwen_asgi.relay import relay
 from qwen_asgi.request_log import Printable, printable
 from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
-from qwen_asgi.wiring import wire
+from qwen_asgi.wiring import Wired, wire
 
 if TYPE_CHECKING:
     import httpx
@@ -101,14 +101,14 @@ class Gateway:
         http_client: httpx.AsyncClient | None = None,
         authenticate: Authenticate | None = None,
     ) -> None:
-        self.settings = settings = settings or Settings()
+        settings = settings or Settings()
         if transport is not None and http_client is not None:
             raise ValueError("give either transport or http_client: the one would hide the other")
-        if authenticate is not None and settings.client_keys:
-            raise ValueError("give either authenticate or client_keys: each decides who is let in")
-        self._authenticate = _who_is_let_in(settings, authenticate)
         self._api = OpenAIChat()
-        self._wired = wire(settings, transport=transport, http_client=http_client)
+        self._transport, self._http_client = transport, http_client
+        self._given_authenticate = authenticate
+        self._authenticate = _who_is_let_in(settings, authenticate)
+        self._wired = self._wire(settings)
         self._ids = IdSource()
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
@@ -118,6 +118,25 @@ class Gateway:
         self._has_lifespan = False
         self._is_to_be_closed = transport is None and http_client is None
         self._advised = False
+
+    @property
+    def settings(self) -> Settings:
+        """What it was told last."""
+        return self._wired.settings
+
+    def reload(self, settings: Settings) -> None:
+        """Take other settings at once: the next request meets them, those under way the old.
+
+        Connections of the old ones are closed when the last chat on them has ended. Raises
+        ValueError where they contradict what the gateway was given, and changes nothing then.
+        """
+        authenticate = _who_is_let_in(settings, self._given_authenticate)
+        old, self._wired = self._wired, self._wire(settings)
+        self._authenticate = authenticate
+        old.retire()
+
+    def _wire(self, settings: Settings) -> Wired:
+        return wire(settings, transport=self._transport, http_client=self._http_client)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -208,23 +227,9 @@ class Gateway:
     async def _chat(self, call: _Call) -> None:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
         try:
-            _check_content_type(call.headers.get(b"content-type"))
-            body = await read_body(call.headers, call.receive, self.settings.max_body)
-            if self.settings.log_bodies:
-                logger.info("request %s: %s", call.id, Printable(body))
-            chat = self._api.read(body)
-            async with ClientWatch(call.receive) as watch:
-                upstream = await self._wired.catalog.resolve(chat.model)
-                exchange.model, exchange.stream = chat.model, chat.stream
-                await relay(
-                    chat,
-                    upstream,
-                    self._api,
-                    watch,
-                    call.response,
-                    exchange,
-                    heartbeat=self.settings.heartbeat,
-                )
+            # One set of settings for all of a chat, though others may come meanwhile.
+            with self._wired as wired:
+                await self._chat_over(wired, call, exchange)
         except ClientLeft:
             exchange.end, exchange.status = "client_left", CLIENT_CLOSED_REQUEST
             raise
@@ -238,6 +243,27 @@ class Gateway:
             raise
         finally:
             exchange.log()
+
+    async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange) -> None:
+        settings = wired.settings
+        _check_content_type(call.headers.get(b"content-type"))
+        body = await read_body(call.headers, call.receive, settings.max_body)
+        if settings.log_bodies:
+            logger.info("request %s: %s", call.id, Printable(body))
+        chat = self._api.read(body)
+        async with ClientWatch(call.receive) as watch:
+            upstream = await wired.catalog.resolve(chat.model)
+            exchange.model, exchange.stream = chat.model, chat.stream
+            exchange.notes = chat.notes
+            await relay(
+                chat,
+                upstream,
+                self._api,
+                watch,
+                call.response,
+                exchange,
+                heartbeat=settings.heartbeat,
+            )
 
     async def _models(self, call: _Call) -> None:
         async with ClientWatch(call.receive) as watch:
@@ -327,6 +353,8 @@ OPEN = (anonymous, _everybody)
 
 
 def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Authenticate:
+    if authenticate is not None and settings.client_keys:
+        raise ValueError("give either authenticate or client_keys: each decides who is let in")
     if authenticate is not None:
         return authenticate
     if settings.client_keys:

@@ -4,104 +4,169 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic_core import to_json
 
-from qwen_asgi.chat import Upstream
+from qwen_asgi.chat import ModelInfo, Upstream
 from qwen_asgi.errors import ModelNotFound, NoSuchModel, QwenASGIError
+from qwen_asgi.model_list import ModelList
 
 logger = logging.getLogger(__name__)
-
-FRESH_SECONDS = 300.0
-"""How long a list that came from the upstream is used before it is asked for again."""
-
-RETRY_SECONDS = 30.0
-"""How long the last list is used after the upstream could not tell a new one."""
 
 CREATED = 0
 """When a model was made is not known; OpenAI's schema asks for a number."""
 
+ABILITIES = ("thinking", "tools", "vision", "stream_only")
+
+MOST_ROUTES = 10_000
+"""Routes that are kept made; there are more only where lists of models change all the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A public name that the settings speak of."""
+
+    to: tuple[str, ...] = ()
+    """Upstreams by name; empty for all whose lists hold the name."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What is set of the model, by the names of `ModelInfo`."""
+
 
 class Catalog:
-    """The models of one upstream: a fixed list, or one that is read from the upstream."""
+    """The models of all upstreams, by public name."""
 
     def __init__(
         self,
-        upstream: Upstream,
-        names: Sequence[str] = (),
-        read: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        lists: Mapping[str, ModelList],
+        serve: Callable[[str, tuple[str, ...]], Upstream],
+        routes: Mapping[str, Route] | None = None,
     ) -> None:
-        """`read` asks the upstream; with it, `names` is not used."""
-        self._upstream = upstream
-        self._read = read
-        self._names: dict[str, None] = {}
-        self._document = b""
-        self._fresh_until = 0.0
-        self._reading: asyncio.Task[None] | None = None
-        if read is None:
-            self._take(names)
+        """`lists` are by the names of the upstreams, in their order. `serve` makes what answers for
+        a model out of the upstreams that have it."""
+        self._lists = lists
+        self._serve = serve
+        self._routes = routes or {}
+        self._made: dict[tuple[str, tuple[str, ...]], Upstream] = {}
+        self._certain: dict[str, Upstream] = {}
+        """Of the models that no list need be read for."""
+        for model in self._names_that_are_set():
+            names = self._certain_upstreams(model)
+            if names:
+                self._certain[model] = self._upstream(model, names)
 
     async def resolve(self, model: str) -> Upstream:
         """Return who serves `model`. Raises ModelNotFound; UpstreamError if there is no list."""
-        if self._read is not None:
-            await self._refresh()
-        if model not in self._names:
+        certain = self._certain.get(model)
+        if certain is not None:
+            return certain
+        names, _ = await self._served(model)
+        if not names:
             raise ModelNotFound(_unknown(model), param="model")
-        return self._upstream
+        return self._upstream(model, names)
 
     async def document(self) -> bytes:
-        """Return the body of `GET /v1/models`."""
-        await self._refresh()
-        return self._document
+        """Return the body of `GET /v1/models`. Raises UpstreamError where no list is known."""
+        found: dict[str, ModelInfo] = {}
+        told, errors = await _told(self._lists)
+        if errors and not told:
+            raise errors[0]
+        for error in errors:
+            logger.warning("the list of models lacks an upstream's: %s", error)
+        for models in told.values():
+            for name, info in models.items():
+                found.setdefault(name, info)
+        for name, route in self._routes.items():
+            if route.to or name in found:
+                found[name] = _with(found.get(name) or ModelInfo(name), route)
+        return to_json({"object": "list", "data": [_entry(info) for info in found.values()]})
 
     async def model_document(self, model: str) -> bytes:
         """Return the body of `GET /v1/models/{model}`. Raises NoSuchModel."""
-        await self._refresh()
-        if model not in self._names:
+        route = self._routes.get(model)
+        names, info = await self._served(model)
+        if not names:
             raise NoSuchModel(_unknown(model), param="model")
-        return to_json(_entry(model))
+        return to_json(_entry(_with(info, route) if route else info))
 
-    def _take(self, names: Sequence[str]) -> None:
-        self._names = dict.fromkeys(names)
-        self._document = to_json({"object": "list", "data": [_entry(n) for n in self._names]})
+    def _names_that_are_set(self) -> list[str]:
+        fixed = [name for models in self._lists.values() for name in models.fixed]
+        return list(dict.fromkeys([*self._routes, *fixed]))
 
-    async def _refresh(self) -> None:
-        """Read the list anew when it is due; wait for that only where there is none to use."""
-        if self._read is None or time.monotonic() < self._fresh_until:
-            return
-        reading = self._reading
-        loop = asyncio.get_running_loop()
-        if reading is None or reading.done() or reading.get_loop() is not loop:
-            reading = self._reading = loop.create_task(self._reload(), name="qwen_asgi models")
-            reading.add_done_callback(_retrieve)
-        if not self._names:
-            # Others may wait for it too: a client that leaves does not end it.
-            await asyncio.shield(reading)
+    def _certain_upstreams(self, model: str) -> tuple[str, ...]:
+        """Return the upstreams of `model` if no list need be read to tell."""
+        route = self._routes.get(model)
+        if route and route.to:
+            return route.to
+        may = [name for name, models in self._lists.items() if models.may_have(model)]
+        is_certain = all(model in self._lists[name].fixed for name in may)
+        return tuple(may) if is_certain else ()
 
-    async def _reload(self) -> None:
-        assert self._read is not None
-        try:
-            self._take(await self._read())
-        except QwenASGIError as error:
-            if not self._names:
-                raise
-            # An old list serves better than none.
-            logger.warning("the list of models could not be read, the last one stays: %s", error)
-            self._fresh_until = time.monotonic() + RETRY_SECONDS
+    def _upstream(self, model: str, names: tuple[str, ...]) -> Upstream:
+        upstream = self._made.get((model, names))
+        if upstream is None:
+            if len(self._made) >= MOST_ROUTES:
+                self._made.clear()
+            upstream = self._made[model, names] = self._serve(model, names)
+        return upstream
+
+    async def _served(self, model: str) -> tuple[tuple[str, ...], ModelInfo]:
+        """Return the upstreams that serve `model`, and what is known of it.
+
+        Raises UpstreamError if there is none, but one that may serve it could not tell.
+        """
+        route = self._routes.get(model)
+        if route and route.to:
+            return route.to, ModelInfo(model)
+        may = {name: models for name, models in self._lists.items() if models.may_have(model)}
+        told, errors = await _told(may)
+        names = tuple(name for name, models in told.items() if model in models)
+        if not names and errors:
+            raise errors[0]
+        if not names:
+            return (), ModelInfo(model)
+        return names, told[names[0]][model]
+
+
+async def _told(
+    lists: Mapping[str, ModelList],
+) -> tuple[dict[str, Mapping[str, ModelInfo]], list[QwenASGIError]]:
+    """Return the lists that could be read, by upstream, and why others could not."""
+    results = await asyncio.gather(
+        *(models.models() for models in lists.values()), return_exceptions=True
+    )
+    told: dict[str, Mapping[str, ModelInfo]] = {}
+    errors: list[QwenASGIError] = []
+    for name, result in zip(lists, results, strict=True):
+        if isinstance(result, QwenASGIError):
+            errors.append(result)
+        elif isinstance(result, BaseException):
+            raise result
         else:
-            self._fresh_until = time.monotonic() + FRESH_SECONDS
+            told[name] = result
+    return told, errors
 
 
-def _retrieve(reading: asyncio.Task[None]) -> None:
-    """Those who waited were told of an error; where nobody did, there is nobody to tell."""
-    if not reading.cancelled():
-        reading.exception()
+def _with(info: ModelInfo, route: Route) -> ModelInfo:
+    return replace(info, **route.info) if route.info else info
 
 
-def _entry(model: str) -> dict[str, object]:
-    return {"id": model, "object": "model", "created": CREATED, "owned_by": "qwen"}
+def _entry(info: ModelInfo) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "id": info.name,
+        "object": "model",
+        "created": CREATED,
+        "owned_by": "qwen",
+    }
+    if info.context is not None:
+        entry["context_length"] = info.context
+    abilities = {name: getattr(info, name) for name in ABILITIES}
+    known = {name: value for name, value in abilities.items() if value is not None}
+    if known:
+        entry["capabilities"] = known
+    return entry
 
 
 def _unknown(model: str) -> str:

@@ -55,6 +55,10 @@ class Notes:
 
     ignored: tuple[str, ...] = ()
     """Names of request fields that the upstream cannot honour and that do no harm when dropped."""
+    upstream: str = ""
+    """Which of several upstreams was asked last; empty where there is but one."""
+    attempts: int = 0
+    """How often one of them was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,8 @@ class ChatRequest:
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the body, by its OpenAI name, as the client sent it; nulls left out."""
+    deadline: float | None = None
+    """When the answer must have ended, in seconds of the monotonic clock, whoever gives it."""
     notes: Notes = field(default_factory=Notes)
 
 
@@ -125,6 +131,20 @@ class Extra:
     """`delta` for fields beside those of OpenAI's delta, `logprobs` for OpenAI's object of that
     name; anything else is an upstream's own."""
     data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model, and what is known of it; None for what is not."""
+
+    name: str
+    context: int | None = None
+    """Tokens of prompt and answer together."""
+    thinking: bool | None = None
+    tools: bool | None = None
+    vision: bool | None = None
+    stream_only: bool | None = None
+    """Whether its upstream answers a stream and nothing else; here it may be asked for both."""
 
 
 Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | Usage | Extra

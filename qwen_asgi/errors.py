@@ -20,6 +20,7 @@
         UpstreamAuthenticationFailed
         UpstreamBlocked            a block page or a demand for a human check
         UpstreamUnreachable
+          UpstreamSuspended        it failed too often, and is left alone for a while
         UpstreamTimeout
           UpstreamConnectTimeout   no connection
           UpstreamFirstTimeout     no first event of the answer
@@ -192,6 +193,13 @@ class UpstreamBlocked(UpstreamError):
 
 class UpstreamUnreachable(UpstreamError):
     default_code = "upstream_unreachable"
+
+
+class UpstreamSuspended(UpstreamUnreachable):
+    """503: it is not even asked."""
+
+    status = 503
+    default_code = "upstream_suspended"
 
 
 class UpstreamTimeout(UpstreamError):

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from qwen_asgi.chat import Usage
+from qwen_asgi.chat import Notes, Usage
 from qwen_asgi.errors import QwenASGIError
 from qwen_asgi.request_log import printable
 
@@ -26,6 +26,8 @@ class Exchange:
     end: str = "cancelled"
     """How it ended: `done`, `client_left`, `cancelled` by the host, or an error's code."""
     usage: Usage | None = None
+    notes: Notes | None = None
+    """Of several upstreams, which was asked last, and how often one was."""
     started: float = field(default_factory=time.monotonic)
     first_event: float | None = None
     ended: float | None = None
@@ -46,6 +48,12 @@ class Exchange:
 
     def __str__(self) -> str:
         first, usage = self.first_event, self.usage
+        notes = self.notes
+        asked = (
+            f" upstream={notes.upstream} attempts={notes.attempts}"
+            if notes and notes.upstream
+            else ""
+        )
         until = time.monotonic() if self.ended is None else self.ended
         return (
             f"{self.request_id}: client={printable(self.client, 64)} model={self.model} "
@@ -53,5 +61,5 @@ class Exchange:
             f"first={'-' if first is None else f'{first - self.started:.3f}s'} "
             f"total={until - self.started:.3f}s "
             f"prompt_tokens={'-' if usage is None else usage.prompt_tokens} "
-            f"completion_tokens={'-' if usage is None else usage.completion_tokens}"
+            f"completion_tokens={'-' if usage is None else usage.completion_tokens}{asked}"
         )

@@ -64,7 +64,7 @@ async def _whole(
     answer = whole.answer()
     exchange.usage = answer.usage
     watch.stop()
-    await response.whole(200, api.answer(chat, answer), [JSON, *_ignored(chat)])
+    await response.whole(200, api.answer(chat, answer), [JSON, *_noted(chat)])
     exchange.end = "done"
 
 
@@ -78,7 +78,7 @@ async def _stream(
     heartbeat: float,
 ) -> None:
     writer = api.stream(chat)
-    stream = EventStream(response, heartbeat, lambda: _ignored(chat))
+    stream = EventStream(response, heartbeat, lambda: _noted(chat))
     try:
         async with upstream(chat) as batches:
             exchange.begun()
@@ -114,7 +114,13 @@ async def _stream(
         stream.close()
 
 
-def _ignored(chat: ChatRequest) -> RawHeaders:
-    if not chat.notes.ignored:
-        return []
-    return [(b"x-qwen-asgi-ignored", ", ".join(chat.notes.ignored).encode("ascii"))]
+def _noted(chat: ChatRequest) -> RawHeaders:
+    """Return what was found out on the way down, as headers of the answer."""
+    notes = chat.notes
+    headers: RawHeaders = []
+    if notes.ignored:
+        headers.append((b"x-qwen-asgi-ignored", ", ".join(notes.ignored).encode("ascii")))
+    if notes.upstream:
+        headers.append((b"x-qwen-asgi-upstream", notes.upstream.encode("ascii")))
+        headers.append((b"x-qwen-asgi-attempts", b"%d" % notes.attempts))
+    return headers

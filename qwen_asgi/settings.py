@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -22,11 +22,26 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
+
+from qwen_asgi.config_file import ConfigError, ConfigFile
+from qwen_asgi.setting_types import (
+    ADDRESSES,
+    Address,
+    Connections,
+    DialectName,
+    Headers,
+    Key,
+    ModelName,
+    Models,
+    Seconds,
+    SecondsOrNone,
+    with_address,
+)
+from qwen_asgi.upstream_settings import Name, RouteSettings, Step, UpstreamSettings
 
 SEED_MODELS = (
     "qwen-max-latest",
@@ -35,16 +50,6 @@ SEED_MODELS = (
     "qwen-plus-latest",
     "qwen2.5-vl-72b-instruct",
 )
-
-REGIONS = {
-    "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
-    "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
-    "us": "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
-    "hongkong": "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
-}
-"""Where Model Studio is, by region (facts DS-01 to DS-04 of the wire notes)."""
-
-DEFAULT_REGION = "singapore"
 
 ENVIRONMENT = {
     "QWEN_API_KEY": "api_key",
@@ -78,16 +83,25 @@ _ALSO_IN_LOWER_CASE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 _LISTS = {"client_keys", "cors_origins", "models", "no_proxy"}
 _SECRETS = {"api_key", "client_keys", "headers", "http_proxy", "https_proxy"}
 _PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
-_FRAMING_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "upgrade"}
 
-ModelName = Annotated[str, Field(min_length=1, max_length=256)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+CONFIG_VARIABLE = "QWEN_CONFIG"
+"""Names a file with what does not fit into variables; a variable goes before what it says."""
+
+OF_ONE_UPSTREAM = {"upstream", "base_url", "models"}
+"""What says nothing once there are several."""
 
 
 class SettingsError(Exception):
     """A setting is missing or wrong; the message says which, and what would be right."""
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = findings
+        """What is wrong, each with its place: `("upstreams", "studio", "base_url")`."""
+
+
+Finding = tuple[tuple[str | int, ...], str]
 
 
 class Settings(BaseModel):
@@ -95,16 +109,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    api_key: SecretStr | None = None
+    api_key: Key | None = None
     """The credential for the upstream; an upstream that asks for none works without."""
-    upstream: Literal["qwen-web-v1", "qwen-web-v2", "model-studio", "openai"] = "qwen-web-v1"
+    upstream: DialectName = "qwen-web-v1"
     """The dialect that the upstream speaks: of the web chat the first or the second generation,
     `model-studio` is Alibaba Cloud's API, `openai` any OpenAI-compatible server."""
-    base_url: str = "https://chat.qwenlm.ai"
+    base_url: Address = ADDRESSES["qwen-web-v1"]
     """Where the upstream is. Of the web chat its origin, to which the dialect adds its paths; for
     the others what an OpenAI client takes, up to and with `/v1`. `model-studio` knows some regions
     by name, of which `singapore` is the default; `openai` has no default."""
-    models: tuple[ModelName, ...] | Literal["upstream"] = SEED_MODELS
+    models: Models = SEED_MODELS
     """The models that clients may name; `upstream`, which is the default but for `qwen-web-v1`,
     reads them from the upstream."""
     incremental: bool = True
@@ -112,8 +126,14 @@ class Settings(BaseModel):
     keep_chats: bool = False
     """Whether `qwen-web-v2` leaves each chat in the account; otherwise it is removed when its
     answer is over."""
-    headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
+
+    upstreams: Mapping[Name, UpstreamSettings] = Field(default_factory=dict)
+    """Several upstreams, by names of your own; then `upstream`, `base_url` and `models` are not to
+    be set, and `api_key`, `headers`, `incremental` and `keep_chats` stand for nothing."""
+    routes: Mapping[ModelName, RouteSettings] = Field(default_factory=dict)
+    """Models that are to be found elsewhere, or otherwise, than the upstreams' lists say."""
 
     client_keys: tuple[SecretStr, ...] = ()
     """Keys, one of which a client must send as a bearer token."""
@@ -131,9 +151,9 @@ class Settings(BaseModel):
     """Longest wait for the answer's first event."""
     idle_timeout: Seconds = 60.0
     """Longest silence within an answer."""
-    total_timeout: Seconds | None = None
+    total_timeout: SecondsOrNone = None
     """Longest life of one answer; None for no end."""
-    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_connections: Connections = 1000
     """Upstream calls that may be open at once; further ones wait, `connect_timeout` at most."""
 
     max_body: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
@@ -157,51 +177,17 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        several = False
         if isinstance(data, Mapping):
-            data = _with_defaults_of_the_upstream(data)
+            several = bool(data.get("upstreams"))
+            _refuse_one_beside_several(data)
+            data = data if several else _with_defaults_of_the_upstream(data)
         try:
-            return handler(data)
+            settings = handler(data)
         except ValidationError as exc:
-            raise SettingsError(_explanation(exc)) from None
-
-    @field_validator("base_url")
-    @classmethod
-    def _origin(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            port = parts.port
-        except ValueError:
-            parts = urlsplit("")
-            port = None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ValueError("should be an address such as https://chat.qwenlm.ai")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("should hold no user, query or fragment; the credential is api_key")
-        if not value.isascii() or any(c.isspace() for c in value):
-            raise ValueError("should be plain ASCII without blanks")
-        return value.rstrip("/")
-
-    @field_validator("headers")
-    @classmethod
-    def _plain_headers(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        for name, text in value.items():
-            if name.lower() in _FRAMING_HEADERS:
-                raise ValueError(f"{name!r} is not a header that can be set")
-            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(text):
-                # What stands in the place of a name may be a credential that has none.
-                raise ValueError("should be names of headers, each with one line of text")
-        return {name.lower(): text for name, text in value.items()}
-
-    @field_serializer("headers", when_used="json")
-    def _masked_headers(self, value: Mapping[str, str]) -> dict[str, str]:
-        return dict.fromkeys(value, "**********")
-
-    @field_validator("api_key")
-    @classmethod
-    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
-            raise ValueError("should be printable ASCII without blanks")
-        return value
+            raise _error(_findings(exc)) from None
+        _check_routes(settings)
+        return settings
 
     @field_validator("http_proxy", "https_proxy")
     @classmethod
@@ -231,22 +217,19 @@ class Settings(BaseModel):
             raise ValueError("should be keys of printable ASCII without blanks")
         return value
 
-    @field_validator("models")
-    @classmethod
-    def _some_model(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if not value:
-            raise ValueError("should name at least one model")
-        return value if isinstance(value, str) else tuple(dict.fromkeys(value))
-
     @classmethod
     def from_env(
         cls,
         environ: Mapping[str, str] | None = None,
         *,
         env_file: str | Path | None = None,
+        config: str | Path | None = None,
         **defaults: Any,
     ) -> Self:
         """Read the variables of `ENVIRONMENT`; empty ones count as not set.
+
+        `config` is a TOML file of the fields of this class; without it QWEN_CONFIG may name one. A
+        text `env:NAME` in it stands for that variable's value.
 
         `environ` is the process's environment unless given; a variable in it goes before one in
         `env_file`, a file of `NAME=value` lines that is read only when named here. `defaults` are
@@ -254,40 +237,68 @@ class Settings(BaseModel):
         """
         variables = _read_file(env_file) if env_file is not None else {}
         variables.update(os.environ if environ is None else environ)
-        values: dict[str, Any] = dict(defaults)
+        set_here: dict[str, Any] = {}
         for variable, field in ENVIRONMENT.items():
             text = _text(variables, variable)
             if text:
-                values[field] = _parse(field, text)
-                if values[field] == ():
+                set_here[field] = _parse(field, text)
+                if set_here[field] == ():
                     raise SettingsError(f"{variable}: should hold something between its commas")
+        path = config or _text(variables, CONFIG_VARIABLE)
+        if not path:
+            return _made(cls, {**defaults, **set_here}, None, set_here)
         try:
-            return cls(**values)
-        except SettingsError as exc:
-            raise SettingsError(_in_variables(str(exc))) from None
+            file = ConfigFile(path)
+            file.resolve(lambda name: _text(variables, name))
+        except ConfigError as exc:
+            raise SettingsError(str(exc)) from None
+        return _made(cls, {**defaults, **file.fields, **set_here}, file, set_here)
+
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def _made(
+    kind: type[_S], values: Mapping[str, Any], file: ConfigFile | None, set_here: Mapping[str, Any]
+) -> _S:
+    """Return the settings, or say of what is wrong with them where it stands."""
+    try:
+        return kind(**values)
+    except SettingsError as exc:
+        findings = []
+        for place, message in exc.findings:
+            if file is not None and place and place[0] not in set_here:
+                findings.append(str(file.error(place, message)))
+            else:
+                findings.append(f"{_in_variables(place)}: {message}")
+        raise SettingsError("; ".join(findings) or str(exc)) from None
 
 
 def _with_defaults_of_the_upstream(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    match fields.get("upstream"):
-        case "qwen-web-v2":
-            return {"models": "upstream", "base_url": "https://chat.qwen.ai", **fields}
-        case "model-studio":
-            place = fields.get("base_url", DEFAULT_REGION)
-            address = REGIONS.get(place, place) if isinstance(place, str) else place
-            return {"models": "upstream", **fields, "base_url": address}
-        case "openai" if "base_url" not in fields:
-            raise SettingsError(
-                "base_url: is needed for the upstream 'openai', up to and with /v1, such as "
-                "http://localhost:8000/v1"
-            )
-        case "openai":
-            return {"models": "upstream", **fields}
-    return fields
+    dialect = fields.get("upstream", "qwen-web-v1")
+    models = {} if dialect == "qwen-web-v1" else {"models": "upstream"}
+    try:
+        return {**models, **with_address(fields, dialect)}
+    except ValueError as exc:
+        raise _error([(("base_url",), str(exc))]) from None
 
 
-def revealed(secret: SecretStr | None) -> str | None:
-    """Return a secret's text, for the one place that it is sent to."""
-    return None if secret is None else secret.get_secret_value()
+def _refuse_one_beside_several(fields: Mapping[str, Any]) -> None:
+    beside = sorted(OF_ONE_UPSTREAM & fields.keys()) if fields.get("upstreams") else []
+    if beside:
+        raise _error([((beside[0],), "is not to be set beside several upstreams, which have it")])
+
+
+def _check_routes(settings: Settings) -> None:
+    names = settings.upstreams.keys()
+    if settings.routes and not names:
+        raise _error([(("routes",), "need upstreams to lead to")])
+    for model, route in settings.routes.items():
+        for n, step in enumerate(route.to):
+            if step.upstream not in names:
+                known = ", ".join(names)
+                message = f"there is no upstream {step.upstream!r}; there are {known}"
+                raise _error([(("routes", model, "to", n), message)])
 
 
 def _read_file(path: str | Path) -> dict[str, str | None]:
@@ -316,8 +327,6 @@ def _parse(field: str, text: str) -> Any:
         return tuple(item for item in (part.strip() for part in text.split(",")) if item)
     if field == "headers":
         return _parse_headers(text)
-    if field == "total_timeout" and text.lower() == "none":
-        return None
     if field == "log_file" and text == "-":
         return None
     if field == "log_level":
@@ -336,24 +345,54 @@ def _parse_headers(text: str) -> Any:
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
-def _explanation(exc: ValidationError) -> str:
-    lines = []
+def _findings(exc: ValidationError) -> list[Finding]:
+    findings = []
     for error in exc.errors(include_url=False, include_context=False):
-        field = str(error["loc"][0]) if error["loc"] else "settings"
+        place = _place(error["loc"])
         message = error["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        given = f", not {error['input']!r}" if _may_be_shown(field, error["input"]) else ""
-        lines.append(f"{field}: {message}{given}")
-    return "; ".join(dict.fromkeys(lines))
+        shown = _may_be_shown(place, error["input"])
+        findings.append((place, f"{message}, not {error['input']!r}" if shown else message))
+    return list(dict.fromkeys(findings))
 
 
-def _may_be_shown(field: str, value: object) -> bool:
+def _error(findings: Sequence[Finding]) -> SettingsError:
+    lines = [f"{_dotted(place) or 'settings'}: {message}" for place, message in findings]
+    return SettingsError("; ".join(dict.fromkeys(lines)), findings)
+
+
+def _dotted(place: Sequence[str | int]) -> str:
+    return ".".join(map(str, place))
+
+
+def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Return the field, and of which upstream or route it is; what is within may be a secret."""
+    match loc:
+        case "upstreams", name, *rest:
+            return ("upstreams", name, *rest[:1])
+        case "routes", name, "to", *rest:
+            return ("routes", name, "to", *(step for step in rest[:2] if step != "[key]"))
+        case "routes", name, *rest:
+            return ("routes", name, *rest[:1])
+    return loc[:1]
+
+
+def _may_be_shown(place: Sequence[str | int], value: object) -> bool:
     """A secret is not shown, nor what may be one: a misspelt `apikey`, an address's password."""
-    known = field in Settings.model_fields and field not in _SECRETS
+    if isinstance(value, Mapping) or any(step in _SECRETS for step in place):
+        return False
+    known = _KNOWN_FIELDS.issuperset(step for step in place[-1:] if isinstance(step, str))
     return known and not set("@?#") & set(str(value))
 
 
-def _in_variables(message: str) -> str:
-    for variable, field in ENVIRONMENT.items():
-        message = re.sub(rf"(^|; ){field}: ", rf"\g<1>{variable}: ", message)
-    return message
+_KNOWN_FIELDS = {
+    *Settings.model_fields,
+    *UpstreamSettings.model_fields,
+    *RouteSettings.model_fields,
+    *Step.model_fields,
+}
+
+
+def _in_variables(place: Sequence[str | int]) -> str:
+    names = {field: variable for variable, field in ENVIRONMENT.items()}
+    return names.get(str(place[0]), _dotted(place)) if place else "settings"

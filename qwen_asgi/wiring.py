@@ -1,14 +1,30 @@
-"""From settings to the parts of a gateway."""
+"""From settings to the parts of a gateway.
+
+One upstream stands alone: nothing is between a chat and it. Of several, each has the layers that
+`qwen_asgi.layers` names, and each model the upstreams that serve it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwen_asgi.catalog import Catalog
-from qwen_asgi.settings import Settings, revealed
+from qwen_asgi.catalog import ABILITIES, Catalog, Route
+from qwen_asgi.chat import Upstream
+from qwen_asgi.layers.breaker import Breaker
+from qwen_asgi.layers.fallback import Candidate, Fallback
+from qwen_asgi.layers.limit import Limit
+from qwen_asgi.layers.retry import Retry, RetryBudget
+from qwen_asgi.layers.target import Target
+from qwen_asgi.model_list import ModelList
+from qwen_asgi.setting_types import revealed
+from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
 from qwen_asgi.transports.lanes import lane_to
+from qwen_asgi.upstream_settings import RouteSettings, Step, UpstreamSettings
 from qwen_asgi.upstreams.call import HTTPUpstream, Reached, Timeouts
 from qwen_asgi.upstreams.model_studio import ModelStudio
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
@@ -19,24 +35,63 @@ from qwen_asgi.upstreams.stored_chats import StoredChats
 if TYPE_CHECKING:
     import httpx
 
+logger = logging.getLogger(__name__)
+
+ALONE = "upstream"
+"""The name of an upstream that is the only one."""
+
 
 class Wired:
     """What chats go through, made of one set of settings."""
 
     def __init__(
-        self, catalog: Catalog, upstreams: Sequence[Reached], transports: Sequence[Transport]
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        upstreams: Mapping[str, HTTPUpstream | StoredChats],
+        transports: Sequence[Transport],
     ) -> None:
         """`transports` are those that are to be closed with it."""
+        self.settings = settings
         self.catalog = catalog
-        self._upstreams = upstreams
+        self.upstreams = upstreams
         self._transports = transports
+        self._chats = 0
+        self._is_retired = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> Wired:
+        """Begin to use it: it stays open meanwhile, though it be replaced."""
+        self._chats += 1
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._chats -= 1
+        if self._is_retired and not self._chats:
+            self._close_soon()
+
+    def retire(self) -> None:
+        """Close it when those who use it now are done."""
+        self._is_retired = True
+        if not self._chats:
+            self._close_soon()
 
     async def aclose(self) -> None:
         """Close what is open in the running loop. What is asked for later opens anew."""
-        for upstream in self._upstreams:
+        for upstream in self.upstreams.values():
             await upstream.aclose()
         for transport in self._transports:
             await transport.aclose()
+
+    def _close_soon(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # Its connections ended with the loop that they were of.
+            return
+        closing = loop.create_task(self.aclose(), name="qwen_asgi close")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
 def wire(
@@ -46,43 +101,145 @@ def wire(
     http_client: httpx.AsyncClient | None = None,
 ) -> Wired:
     """Put the parts together; nothing is opened yet. `transport` is used and never closed."""
-    timeouts = Timeouts(
-        first=settings.first_timeout, idle=settings.idle_timeout, total=settings.total_timeout
-    )
-    lane = transport or _make_transport(settings, http_client)
-    upstream = _upstream(settings, lane, timeouts)
-    if settings.models == "upstream":
-        catalog = Catalog(upstream, read=upstream.models)
+    several = settings.upstreams or {ALONE: _the_one(settings)}
+    upstreams: dict[str, HTTPUpstream | StoredChats] = {}
+    transports = []
+    for name, its in several.items():
+        lane = transport or _lane(its, settings, http_client)
+        if transport is None:
+            transports.append(lane)
+        upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
+    lists = {name: _model_list(several[name], upstream) for name, upstream in upstreams.items()}
+    if not settings.upstreams:
+        only = upstreams[ALONE]
+        catalog = Catalog(lists, lambda model, names: only)
     else:
-        catalog = Catalog(upstream, settings.models)
-    return Wired(catalog, [upstream], [lane] if transport is None else [])
+        routing = _Routing(settings, upstreams)
+        catalog = Catalog(lists, routing.serve, routing.routes())
+    return Wired(settings, catalog, upstreams, transports)
 
 
-def _make_transport(settings: Settings, http_client: httpx.AsyncClient | None) -> Transport:
-    """Return the lane to the upstream, which opens nothing yet."""
+def _the_one(settings: Settings) -> UpstreamSettings:
+    """Return the settings of the only upstream, as one of several would have them."""
+    return UpstreamSettings(
+        dialect=settings.upstream,
+        base_url=settings.base_url,
+        api_key=settings.api_key,
+        models=settings.models,
+        incremental=settings.incremental,
+        keep_chats=settings.keep_chats,
+        headers=settings.headers,
+        total_timeout=settings.total_timeout,
+    )
+
+
+def _lane(
+    its: UpstreamSettings, settings: Settings, http_client: httpx.AsyncClient | None
+) -> Transport:
     return lane_to(
-        settings.base_url,
+        its.base_url,
         http_client=http_client,
         http_proxy=revealed(settings.http_proxy),
         https_proxy=revealed(settings.https_proxy),
         no_proxy=settings.no_proxy,
-        max_connections=settings.max_connections,
-        connect_timeout=settings.connect_timeout,
+        max_connections=its.max_connections or settings.max_connections,
+        connect_timeout=its.connect_timeout or settings.connect_timeout,
+    )
+
+
+def _timeouts(its: UpstreamSettings, settings: Settings) -> Timeouts:
+    return Timeouts(
+        first=its.first_timeout or settings.first_timeout,
+        idle=its.idle_timeout or settings.idle_timeout,
+        total=its.total_timeout,
     )
 
 
 def _upstream(
-    settings: Settings, transport: Transport, timeouts: Timeouts
+    its: UpstreamSettings, transport: Transport, timeouts: Timeouts
 ) -> HTTPUpstream | StoredChats:
-    url, key, headers = settings.base_url, revealed(settings.api_key) or "", settings.headers
-    match settings.upstream:
+    url, key, headers = its.base_url, revealed(its.api_key) or "", its.headers
+    match its.dialect:
         case "qwen-web-v1":
-            v1 = QwenWebV1(url, key, incremental=settings.incremental, headers=headers)
+            v1 = QwenWebV1(url, key, incremental=its.incremental, headers=headers)
             return HTTPUpstream(v1, transport, timeouts)
         case "qwen-web-v2":
             v2 = QwenWebV2(url, key, headers=headers)
-            return StoredChats(v2, transport, timeouts, keep=settings.keep_chats)
+            return StoredChats(v2, transport, timeouts, keep=its.keep_chats)
         case "model-studio":
             return HTTPUpstream(ModelStudio(url, key, headers=headers), transport, timeouts)
         case "openai":
             return HTTPUpstream(OpenAICompatible(url, key, headers=headers), transport, timeouts)
+
+
+def _model_list(its: UpstreamSettings, upstream: Reached) -> ModelList:
+    models = ("*",) if its.models == "upstream" else its.models
+    return ModelList(models, upstream.models, upstream.reader.describe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    """An upstream with the layers that all its models share."""
+
+    upstream: Upstream
+    limit: Limit
+    budget: RetryBudget
+    retries: int
+
+    def as_target(self, name: str, model: str, route: RouteSettings) -> Upstream:
+        target: Upstream = Target(
+            self.upstream, name=name, model=model, defaults=route.defaults, forced=route.forced
+        )
+        return Retry(target, times=self.retries, budget=self.budget) if self.retries else target
+
+
+class _Routing:
+    """Makes what answers for a model out of several upstreams."""
+
+    def __init__(self, settings: Settings, upstreams: Mapping[str, Upstream]) -> None:
+        self._settings = settings
+        self._guarded = {
+            name: _guarded(name, upstreams[name], its) for name, its in settings.upstreams.items()
+        }
+
+    def routes(self) -> dict[str, Route]:
+        return {
+            model: Route(
+                to=tuple(dict.fromkeys(step.upstream for step in route.to)),
+                info={
+                    name: value
+                    for name in ("context", *ABILITIES)
+                    if (value := getattr(route, name)) is not None
+                },
+            )
+            for model, route in self._settings.routes.items()
+        }
+
+    def serve(self, model: str, names: tuple[str, ...]) -> Upstream:
+        route = self._settings.routes.get(model) or RouteSettings()
+        steps = route.to or tuple(Step(upstream=name) for name in names)
+        candidates = [self._candidate(model, step, route) for step in steps]
+        return Fallback(
+            candidates,
+            choose=route.choose,
+            on=route.fallback_on,
+            total=self._settings.total_timeout,
+        )
+
+    def _candidate(self, model: str, step: Step, route: RouteSettings) -> Candidate:
+        guarded = self._guarded[step.upstream]
+        its_name = step.model or (route.model if route.to else None) or model
+        target = guarded.as_target(step.upstream, its_name, route)
+        return Candidate(target, step.weight, lambda: guarded.limit.busy)
+
+
+def _guarded(name: str, upstream: Upstream, its: UpstreamSettings) -> _Guarded:
+    limit = Limit(
+        upstream, its.max_concurrent, queue=its.queue, patience=its.queue_timeout, name=name
+    )
+    guarded: Upstream = limit
+    if its.breaker_failures:
+        guarded = Breaker(
+            limit, failures=its.breaker_failures, seconds=its.breaker_seconds, name=name
+        )
+    return _Guarded(guarded, limit, RetryBudget(its.retry_share), its.retries)

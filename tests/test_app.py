@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from qwen_asgi import Gateway, Settings, anonymous
+from qwen_asgi import Gateway, Settings, anonymous, model_list
 from qwen_asgi.settings import SEED_MODELS
 from qwen_asgi.testing import DONE, Fault, SimulatedQwen, serve
 from qwen_asgi.transports import UpstreamRequest
@@ -81,8 +81,14 @@ def test_the_models_can_be_the_upstream_s(
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", CHAT)])
 def test_models_that_the_upstream_does_not_tell_are_an_error(
-    gateway_url: GatewayURL, qwen: SimulatedQwen, http: httpx.Client, method: str, path: str
+    gateway_url: GatewayURL,
+    qwen: SimulatedQwen,
+    http: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
 ) -> None:
+    monkeypatch.setattr(model_list, "FAILED_SECONDS", -1.0)
     url = gateway_url(models="upstream")
     qwen.fail(Fault.status(401), Fault.status(500), Fault.truncate())
     answers = [http.request(method, url + path, json=ask()) for _ in range(4)]

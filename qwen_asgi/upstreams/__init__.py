@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from qwen_asgi.chat import ChatRequest, Event
+from qwen_asgi.chat import ChatRequest, Event, ModelInfo
 from qwen_asgi.errors import UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 
@@ -50,8 +50,11 @@ class AnswerReader(Protocol):
     def encode_models(self) -> UpstreamRequest:
         """Return the call that asks which models there are."""
 
-    def decode_models(self, body: bytes) -> list[str]:
-        """Return the names in the answer to it. Raises UpstreamError."""
+    def decode_models(self, body: bytes) -> list[ModelInfo]:
+        """Return the models in the answer to it. Raises UpstreamError."""
+
+    def describe(self, model: str) -> ModelInfo:
+        """Return what is known of a model by its name alone."""
 
 
 class Dialect(AnswerReader, Protocol):

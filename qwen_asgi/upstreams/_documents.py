@@ -35,15 +35,27 @@ def read_document(body: bytes) -> Mapping[str, Any]:
     return document
 
 
-def model_names(document: Mapping[str, Any]) -> list[str]:
-    """Return the names in a list of models: `{data: [{id, ...}]}`.
+def listed_models(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a list of models, each with an `id`: `{data: [{id, ...}]}`.
 
     Raises UpstreamInvalidResponse when there is none.
     """
     data = document.get("data")
-    models = data if isinstance(data, list) else []
-    names = [model.get("id") for model in models if isinstance(model, dict)]
-    named = [name for name in names if isinstance(name, str) and name]
+    models: list[Any] = data if isinstance(data, list) else []
+    named = [model for model in models if isinstance(model, dict) and _is_name(model.get("id"))]
     if not named:
         raise UpstreamInvalidResponse("the upstream's list of models holds no model")
     return named
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def count_in(entry: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of these fields that is a positive count."""
+    for name in names:
+        value = entry.get(name)
+        if type(value) is int and value > 0:
+            return value
+    return None

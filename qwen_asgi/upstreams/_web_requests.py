@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_asgi.chat import Message
+from qwen_asgi.chat import Message, ModelInfo
 from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.upstreams._documents import count_in
 from qwen_asgi.upstreams._fields import Refused
 from qwen_asgi.upstreams._thinking import thinking_budget, wants_thinking
 
@@ -31,6 +32,31 @@ REFUSED = {
         lambda value: True, 'give the last message the chat_type "search" instead'
     ),
 }
+
+
+def web_model(entry: Mapping[str, Any], stream_only: bool) -> ModelInfo:
+    """Return what an entry of the list of models says (W1-35)."""
+    meta = _object(_object(entry, "info"), "meta")
+    abilities = _object(meta, "capabilities")
+    has_thoughts = "max_thinking_generation_length" in meta
+    return ModelInfo(
+        entry["id"],
+        context=count_in(meta, "max_context_length"),
+        thinking=_flag(abilities, "thinking") or (True if has_thoughts else None),
+        tools=False,
+        vision=_flag(abilities, "vision"),
+        stream_only=stream_only,
+    )
+
+
+def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = fields.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool | None:
+    value = fields.get(name)
+    return value if isinstance(value, bool) else None
 
 
 def refuse_tools(message: Message, where: str, upstream: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from qwen_asgi.chat import Batches, ChatRequest, Event
+from qwen_asgi.chat import Batches, ChatRequest, Event, ModelInfo
 from qwen_asgi.errors import (
     UpstreamError,
     UpstreamFirstTimeout,
@@ -25,6 +25,9 @@ ERROR_BODY_LIMIT = 64 * 1024
 
 DOCUMENT_LIMIT = 4 * 1024 * 1024
 """Bytes of a document beside the chats, such as a list of models, that are read."""
+
+MODELS_SECONDS = 20.0
+"""Longest wait for a list of models, for which clients wait that may want another upstream's."""
 
 GRACE = 1.0
 """Seconds that an answer known to be whole may take to say so with its stream's end."""
@@ -57,9 +60,10 @@ class Reached:
         self.transport = transport
         self.timeouts = timeouts
 
-    async def models(self) -> list[str]:
-        """Return the names of the models that the upstream has. Raises UpstreamError."""
-        body = await self.document(self.reader.encode_models(), Clock(self.timeouts))
+    async def models(self) -> list[ModelInfo]:
+        """Return the models that the upstream has. Raises UpstreamError."""
+        timeouts = Timeouts(first=min(self.timeouts.first, MODELS_SECONDS))
+        body = await self.document(self.reader.encode_models(), Clock(timeouts))
         return self.reader.decode_models(body)
 
     async def document(self, call: UpstreamRequest, clock: Clock) -> bytes:
@@ -149,7 +153,8 @@ class _OneCall(Call):
 
     async def __aenter__(self) -> Batches:
         call = self._upstream.dialect.encode(self._request)
-        return await self._enter(call, Clock(self._upstream.timeouts))
+        request = self._request
+        return await self._enter(call, Clock(self._upstream.timeouts, request.deadline))
 
 
 async def _read_up_to(limit: int, response: UpstreamResponse, clock: Clock) -> bytes:
@@ -167,13 +172,16 @@ class Clock:
 
     __slots__ = ("_first_until", "_timeouts", "_total_until", "steady")
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, deadline: float | None = None) -> None:
+        """`deadline` is the request's own, in seconds of the monotonic clock."""
         now = time.monotonic()
         self._timeouts = timeouts
         self.steady = 0.0
         """How long any wait may be from now on; 0 while that changes."""
         self._first_until: float | None = now + timeouts.first
-        self._total_until = None if timeouts.total is None else now + timeouts.total
+        total_until = None if timeouts.total is None else now + timeouts.total
+        ends = [end for end in (total_until, deadline) if end is not None]
+        self._total_until = min(ends, default=None)
 
     def begun(self) -> None:
         """The first event is there: from now on it is the silence that counts."""
@@ -199,9 +207,7 @@ class Clock:
         timeouts, total = self._timeouts, self._total_until
         # A timer may go off a little early.
         if total is not None and total - time.monotonic() < 0.01:
-            return UpstreamTotalTimeout(
-                f"the upstream's answer took longer than {timeouts.total:g} seconds in all"
-            )
+            return UpstreamTotalTimeout("the answer took longer than it may in all")
         if self._first_until is not None:
             return UpstreamFirstTimeout(
                 f"the upstream's first event did not come within {timeouts.first:g} seconds"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_asgi.chat import ChatRequest
+from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.upstreams._thinking import wants_thinking
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
@@ -20,6 +20,8 @@ _STREAM_ONLY = re.compile(r"qwq|qvq|omni", re.IGNORECASE)
 
 _THINKING_ONLY = re.compile(r"qwq|qvq|-thinking", re.IGNORECASE)
 """Models that cannot be told not to think (DS-50)."""
+
+_VISION = re.compile(r"-vl\b|-vl-|qvq|omni", re.IGNORECASE)
 
 _OPEN_HYBRID = re.compile(r"qwen3(\.\d+)?-\d+b(-a\d+b)?$", re.IGNORECASE)
 """Open-source models that think unless told not to, and then refuse to answer in one piece
@@ -34,6 +36,15 @@ class ModelStudio(OpenAICompatible):
     """The dialect `model-studio`. `base_url` goes up to and with `/compatible-mode/v1`."""
 
     name = "model-studio"
+
+    def describe(self, model: str) -> ModelInfo:
+        thinks = _THINKING_ONLY.search(model) or _OPEN_HYBRID.search(model)
+        return ModelInfo(
+            model,
+            thinking=True if thinks else None,
+            vision=True if _VISION.search(model) else None,
+            stream_only=bool(_STREAM_ONLY.search(model)),
+        )
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = dict(request.options)

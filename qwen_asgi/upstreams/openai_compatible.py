@@ -8,15 +8,16 @@ on Model Studio, whose facts about streams and errors other servers share.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
 
-from qwen_asgi.chat import ChatRequest, Message
+from qwen_asgi.chat import ChatRequest, Message, ModelInfo
 from qwen_asgi.errors import UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _openai_errors
-from qwen_asgi.upstreams._documents import model_names, read_document
+from qwen_asgi.upstreams._documents import count_in, listed_models, read_document
 from qwen_asgi.upstreams._fields import Refused, refuse
 from qwen_asgi.upstreams._thinking import wants_thinking
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
@@ -69,12 +70,22 @@ class OpenAICompatible:
     def encode_models(self) -> UpstreamRequest:
         return UpstreamRequest(method="GET", url=f"{self._base_url}/models", headers=self._headers)
 
-    def decode_models(self, body: bytes) -> list[str]:
+    def decode_models(self, body: bytes) -> list[ModelInfo]:
+        """Read what OpenAI lists, with the length of context as vLLM and others tell it."""
         document = read_document(body)
         error = _openai_errors.failure(document, secret=self._api_key)
         if error is not None:
             raise error
-        return model_names(document)
+        return [
+            replace(
+                self.describe(entry["id"]),
+                context=count_in(entry, "max_model_len", "context_length", "context_window"),
+            )
+            for entry in listed_models(document)
+        ]
+
+    def describe(self, model: str) -> ModelInfo:
+        return ModelInfo(model)
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = dict(request.options)

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from qwen_asgi.chat import ChatRequest, Message, Part
+from qwen_asgi.chat import ChatRequest, Message, ModelInfo, Part
 from qwen_asgi.errors import InvalidRequest, UpstreamError
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
-from qwen_asgi.upstreams._documents import model_names, read_document
+from qwen_asgi.upstreams._documents import listed_models, read_document
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._web_requests import (
     REFUSED,
@@ -27,6 +27,7 @@ from qwen_asgi.upstreams._web_requests import (
     refuse_tools,
     text_field,
     thinking_config,
+    web_model,
 )
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
@@ -123,13 +124,16 @@ class QwenWebV1:
             method="GET", url=f"{self._base_url}/api/models", headers=self._headers
         )
 
-    def decode_models(self, body: bytes) -> list[str]:
+    def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W1-35: `{data: [{id, ...}]}`."""
         document = read_document(body)
         error = _web_errors.failure(document, secret=self._api_key)
         if error is not None:
             raise error
-        return model_names(document)
+        return [web_model(entry, stream_only=False) for entry in listed_models(document)]
+
+    def describe(self, model: str) -> ModelInfo:
+        return ModelInfo(model, tools=False, stream_only=False)
 
 
 def _known(options: Mapping[str, Any]) -> Set[str]:

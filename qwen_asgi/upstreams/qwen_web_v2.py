@@ -16,12 +16,12 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
-from qwen_asgi.chat import ChatRequest, Message
+from qwen_asgi.chat import ChatRequest, Message, ModelInfo
 from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidResponse
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
-from qwen_asgi.upstreams._documents import model_names, read_document
+from qwen_asgi.upstreams._documents import listed_models, read_document
 from qwen_asgi.upstreams._fields import Refused, ignored, refuse
 from qwen_asgi.upstreams._transcript import transcript
 from qwen_asgi.upstreams._web_requests import (
@@ -34,6 +34,7 @@ from qwen_asgi.upstreams._web_requests import (
     refuse_tools,
     text_field,
     thinking_config,
+    web_model,
 )
 from qwen_asgi.upstreams.qwen_web_v2_decoder import QwenWebV2Decoder
 from qwen_asgi.upstreams.stored_chats import Opening
@@ -160,12 +161,18 @@ class QwenWebV2:
         url = f"{self._base_url}/api/v2/models/"
         return UpstreamRequest(method="GET", url=url, headers=self._headers)
 
-    def decode_models(self, body: bytes) -> list[str]:
+    def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W2-06: the list of W1-35, wrapped once more."""
         document = read_document(body)
         self._raise_failure(document)
         inner = document.get("data")
-        return model_names(inner if isinstance(inner, Mapping) else document)
+        return [
+            web_model(entry, stream_only=True)
+            for entry in listed_models(inner if isinstance(inner, Mapping) else document)
+        ]
+
+    def describe(self, model: str) -> ModelInfo:
+        return ModelInfo(model, tools=False, stream_only=True)
 
     def _completion(self, body: Mapping[str, Any], chat_id: str) -> UpstreamRequest:
         path = f"/api/v2/chat/completions?chat_id={quote(chat_id, safe='')}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_asgi.chat import ChatRequest, Event, Finish, Message, TextDelta
+from qwen_asgi.chat import ChatRequest, Event, Finish, Message, ModelInfo, TextDelta
 from qwen_asgi.errors import (
     InvalidRequest,
     UpstreamAuthenticationFailed,
@@ -317,7 +317,10 @@ async def test_an_endless_refusal_is_not_read_to_its_end() -> None:
 
 async def test_models_are_read() -> None:
     transport = ScriptedTransport([b'{"data": [{"id": "a"},', b' {"id": "b"}]}'])
-    assert await upstream(transport).models() == ["a", "b"]
+    assert await upstream(transport).models() == [
+        ModelInfo("a", tools=False, stream_only=False),
+        ModelInfo("b", tools=False, stream_only=False),
+    ]
     assert (transport.requests[0].method, transport.open_now) == ("GET", 0)
 
 
@@ -358,8 +361,11 @@ class Lines:
     def encode_models(self) -> Any:
         return QwenWebV1("http://upstream").encode_models()
 
-    def decode_models(self, body: bytes) -> list[str]:
-        return body.decode().split()
+    def decode_models(self, body: bytes) -> list[ModelInfo]:
+        return [ModelInfo(name) for name in body.decode().split()]
+
+    def describe(self, model: str) -> ModelInfo:
+        return ModelInfo(model)
 
 
 class LineDecoder:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_asgi.apis.openai_chat import OpenAIChat
-from qwen_asgi.chat import ChatRequest
+from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.upstreams.model_studio import THINKING_BUDGETS, ModelStudio
 from tests.wire import sample
@@ -116,3 +116,15 @@ def test_the_client_s_request_is_left_as_it_is() -> None:
     before = json.dumps(dict(request.options))
     DIALECT.encode(request)
     assert json.dumps(dict(request.options)) == before
+
+
+def test_what_is_known_of_a_model_by_its_name() -> None:
+    assert DIALECT.describe("qwq-plus") == ModelInfo("qwq-plus", thinking=True, stream_only=True)
+    assert DIALECT.describe("qwen3-8b") == ModelInfo("qwen3-8b", thinking=True, stream_only=False)
+    assert DIALECT.describe("qwen-vl-max").vision is True
+    assert DIALECT.describe("qwen-plus") == ModelInfo("qwen-plus", stream_only=False)
+
+
+def test_the_length_of_context_is_read_as_servers_tell_it() -> None:
+    body = b'{"data": [{"id": "a", "max_model_len": 9}, {"id": "b", "context_length": 8, "x": 1}]}'
+    assert [model.context for model in DIALECT.decode_models(body)] == [9, 8]

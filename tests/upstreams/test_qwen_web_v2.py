@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from qwen_asgi.apis.openai_chat import OpenAIChat
-from qwen_asgi.chat import ChatRequest
+from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import (
     InvalidRequest,
     UpstreamAuthenticationFailed,
@@ -239,7 +239,8 @@ def test_the_recorded_answers_about_chats_and_models() -> None:
     )
     for name in "web2-models.json", "web1-models.json":
         recorded = sample(name)
-        assert DIALECT.decode_models(recorded.data) == recorded.expect["models"]
+        found_models = DIALECT.decode_models(recorded.data)
+        assert [model.name for model in found_models] == recorded.expect["models"]
 
 
 @pytest.mark.parametrize(
@@ -257,3 +258,19 @@ def test_a_chat_that_is_not_made_is_an_error(body: bytes, error: type[UpstreamEr
         DIALECT.decode_opening(body)
     with pytest.raises(error):
         DIALECT.decode_models(body)
+
+
+def test_a_list_says_what_each_model_can_do() -> None:
+    plus, top = DIALECT.decode_models(sample("web2-models.json").data)
+    assert plus == ModelInfo(
+        "qwen3.7-plus",
+        context=1_000_000,
+        thinking=True,
+        tools=False,
+        vision=True,
+        stream_only=True,
+    )
+    assert (top.thinking, top.vision) == (True, None)
+    assert DIALECT.describe("x") == ModelInfo("x", tools=False, stream_only=True)
+    coder, *_ = DIALECT.decode_models(b'{"data": [{"id": "a", "info": {"meta": []}}]}')
+    assert coder == ModelInfo("a", tools=False, stream_only=True)

@@ -1,0 +1,103 @@
+"""The TOML file that holds what does not fit into variables, and where in it a mistake is."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1024 * 1024
+REFERENCE = "env:"
+
+
+class ConfigError(Exception):
+    """The file cannot be used; the message names it, and the line at fault."""
+
+
+class ConfigFile:
+    """A file that was read: `fields` is what it holds."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ConfigError."""
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ConfigError(f"{self.path}: is longer than {MOST_BYTES} bytes")
+            self._text = data.decode("utf-8-sig").replace("\r\n", "\n")
+            self.fields: dict[str, Any] = tomllib.loads(self._text)
+        except OSError as exc:
+            raise ConfigError(f"{self.path}: cannot be read: {exc.strerror}") from None
+        except UnicodeError:
+            raise ConfigError(f"{self.path}: is not UTF-8 text") from None
+        except tomllib.TOMLDecodeError as exc:
+            # It ends with the line and the column.
+            raise ConfigError(f"{self.path}: is not TOML: {exc}") from None
+
+    def resolve(self, variable: Callable[[str], str]) -> None:
+        """Put the value of the variable NAME in the place of each text `env:NAME`.
+
+        Raises ConfigError for a variable that is not set.
+        """
+        self.fields = self._resolved(self.fields, (), variable)
+
+    def error(self, path: Sequence[str | int], message: str) -> ConfigError:
+        """Return the error that names the line in which what stands at `path` begins."""
+        known = [step for step in path if not isinstance(step, int)]
+        while known and not _has(self.fields, known):
+            known.pop()
+        line = self._line(known) if known else None
+        where = f"{self.path}, line {line}" if line else str(self.path)
+        name = ".".join(str(step) for step in path)
+        return ConfigError(f"{where}: {name}: {message}" if name else f"{where}: {message}")
+
+    def _resolved(
+        self, value: Any, path: tuple[str | int, ...], variable: Callable[[str], str]
+    ) -> Any:
+        if isinstance(value, dict):
+            return {k: self._resolved(v, (*path, k), variable) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._resolved(v, (*path, n), variable) for n, v in enumerate(value)]
+        if not isinstance(value, str) or not value.startswith(REFERENCE):
+            return value
+        name = value.removeprefix(REFERENCE)
+        found = variable(name)
+        if not found:
+            raise self.error(path, f"the variable {name} is not set")
+        return found
+
+    def _line(self, path: Sequence[str]) -> int | None:
+        """Return the number of the line in which the statement of `path` begins.
+
+        The parser itself tells: what stands in the first lines that are TOML and hold the path, and
+        not in those before, is that statement.
+        """
+        lines = self._text.split("\n")
+        begun = 0
+        for end in range(1, len(lines) + 1):
+            try:
+                fields = tomllib.loads("\n".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue
+            if _has(fields, path):
+                blank = (n for n in range(begun, end) if not _is_blank(lines[n]))
+                return next(blank, begun) + 1
+            begun = end
+        return None
+
+
+def _has(fields: Any, path: Sequence[str]) -> bool:
+    for step in path:
+        if isinstance(fields, list):
+            # Of several tables of one name it is the last that is being written.
+            fields = fields[-1] if fields else None
+        if not isinstance(fields, Mapping) or step not in fields:
+            return False
+        fields = fields[step]
+    return True
+
+
+def _is_blank(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")

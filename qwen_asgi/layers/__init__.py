@@ -1,0 +1,14 @@
+"""What stands around an upstream: each layer is an `Upstream` made of another, one a file.
+
+Entering an upstream means that it accepted and has begun to answer. What goes wrong before that is
+a layer's to mend: nothing has gone out to the client yet. What goes wrong afterwards is the end of
+the answer, and no layer asks again. Around each of several upstreams they stand in this order, from
+outside to inside:
+
+    Fallback           chooses among the upstreams of a model, and goes on to the next
+      Retry            asks the same one again
+        Target         gives the model its name there, sets fields, counts the attempt
+          Breaker      leaves an upstream alone that fails
+            Limit      lets so many chats in at once; the others wait for their turn
+              the upstream itself
+"""

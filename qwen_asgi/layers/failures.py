@@ -1,0 +1,46 @@
+"""The classes of failure that the layers tell apart."""
+
+from __future__ import annotations
+
+from qwen_asgi.errors import (
+    InvalidRequest,
+    Overloaded,
+    QwenASGIError,
+    UpstreamAuthenticationFailed,
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamForbidden,
+    UpstreamInvalidResponse,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+
+_OUTAGES = (UpstreamUnreachable, UpstreamTimeout, UpstreamTruncated, UpstreamInvalidResponse)
+
+_BY_ERROR: tuple[tuple[type[QwenASGIError], str], ...] = (
+    (UpstreamRateLimited, "limit"),
+    (UpstreamForbidden, "quota"),
+    (UpstreamAuthenticationFailed, "credential"),
+    (UpstreamBlocked, "blocked"),
+    (UpstreamRefused, "refused"),
+    (UpstreamError, "outage"),
+    (Overloaded, "busy"),
+)
+
+
+def class_of(error: QwenASGIError) -> str:
+    """Return the name of the failure's class; empty where no other upstream can help."""
+    if isinstance(error, UpstreamRefused) and error.code == "model_not_found":
+        return "model"
+    if isinstance(error, InvalidRequest):
+        # What this dialect cannot do, another one may.
+        return "unsupported" if error.code == "unsupported_parameter" else ""
+    return next((name for kind, name in _BY_ERROR if isinstance(error, kind)), "")
+
+
+def is_outage(error: QwenASGIError) -> bool:
+    """Whether the upstream itself is broken: a limit, a quota or a refusal is its good working."""
+    return isinstance(error, _OUTAGES) or type(error) is UpstreamError
