@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from qwen_asgi.errors import (
+    InvalidRequest,
+    Overloaded,
+    QwenASGIError,
+    UpstreamAuthenticationFailed,
+    UpstreamBlocked,
+    UpstreamError,
+    UpstreamFirstTimeout,
+    UpstreamInvalidResponse,
+    UpstreamQuotaExhausted,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamSuspended,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from qwen_asgi.layers import breaker as module
+from qwen_asgi.layers.breaker import Breaker
+from tests.layers.scripted import ANSWER, Scripted, answer
+
+pytestmark = pytest.mark.anyio
+
+GONE = UpstreamUnreachable("gone")
+
+
+class Now:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Now:
+    now = Now()
+    monkeypatch.setattr(module, "time", now)
+    return now
+
+
+def breaker(upstream: Scripted, **options: Any) -> Breaker:
+    return Breaker(upstream, **{"failures": 3, "seconds": 30.0, "name": "studio", **options})
+
+
+async def fails(layer: Breaker, kind: type[QwenASGIError] = UpstreamError) -> QwenASGIError:
+    with pytest.raises(kind) as caught:
+        await answer(layer)
+    return caught.value
+
+
+async def test_after_so_many_outages_in_a_row_it_is_left_alone(now: Now) -> None:
+    upstream = Scripted(GONE)
+    layer = breaker(upstream)
+    for _ in range(3):
+        assert type(await fails(layer)) is UpstreamUnreachable
+    error = await fails(layer, UpstreamSuspended)
+    assert (error.status, error.retry_after) == (503, 30)
+    assert "studio failed 3 times" in str(error)
+    now.seconds += 29.5
+    assert (await fails(layer, UpstreamSuspended)).retry_after == 1
+    assert len(upstream.asked) == 3
+
+
+OUTAGES = [
+    UpstreamError("500"),
+    UpstreamFirstTimeout("slow"),
+    UpstreamTruncated("cut"),
+    UpstreamInvalidResponse("what"),
+]
+GOOD_REASONS = [
+    UpstreamRateLimited("later"),
+    UpstreamQuotaExhausted("pay"),
+    UpstreamRefused("no"),
+    UpstreamAuthenticationFailed("who"),
+    UpstreamBlocked("human?"),
+]
+
+
+@pytest.mark.parametrize("error", OUTAGES, ids=lambda error: type(error).__name__)
+async def test_an_outage_counts(error: QwenASGIError, now: Now) -> None:
+    layer = breaker(Scripted(error), failures=1)
+    await fails(layer, type(error))
+    await fails(layer, UpstreamSuspended)
+
+
+@pytest.mark.parametrize("error", GOOD_REASONS, ids=lambda error: type(error).__name__)
+async def test_a_refusal_with_good_reason_does_not_count_and_ends_the_row(
+    error: QwenASGIError, now: Now
+) -> None:
+    layer = breaker(Scripted(GONE, GONE, error, GONE, GONE, ANSWER))
+    for _ in range(5):
+        await fails(layer, QwenASGIError)
+    assert await answer(layer)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("n"), Overloaded("full"), ZeroDivisionError()])
+async def test_what_says_nothing_of_the_upstream_changes_nothing(
+    error: Exception, now: Now
+) -> None:
+    layer = breaker(Scripted(GONE, GONE, error, GONE, ANSWER))
+    for kind in UpstreamError, UpstreamError, type(error), UpstreamError:
+        with pytest.raises(kind):
+            await answer(layer)
+    await fails(layer, UpstreamSuspended)
+
+
+async def test_an_answer_that_breaks_off_counts_too(now: Now) -> None:
+    layer = breaker(Scripted([*ANSWER[:1], UpstreamTruncated("cut")]))
+    for _ in range(3):
+        await fails(layer, UpstreamTruncated)
+    await fails(layer, UpstreamSuspended)
+
+
+async def test_an_answer_that_ends_well_ends_the_row(now: Now) -> None:
+    layer = breaker(Scripted(GONE, GONE, ANSWER, GONE, GONE, ANSWER))
+    for _ in range(2):
+        await fails(layer)
+        await fails(layer)
+        assert await answer(layer)
+
+
+async def test_one_chat_tries_it_and_the_others_wait_for_how_that_goes(now: Now) -> None:
+    upstream = Scripted(GONE, GONE, GONE, [0.05, *ANSWER], ANSWER)
+    layer = breaker(upstream)
+    for _ in range(3):
+        await fails(layer)
+    now.seconds += 30
+    async with layer(upstream.asked[0]):
+        # It has begun to answer: that is proof enough.
+        assert await answer(layer)
+    assert await answer(layer)
+    assert len(upstream.asked) == 6
+
+
+async def test_while_it_is_tried_the_others_are_refused(now: Now) -> None:
+    upstream = Scripted(GONE, GONE, GONE, ANSWER)
+    layer = breaker(upstream)
+    for _ in range(3):
+        await fails(layer)
+    now.seconds += 30
+    trying = asyncio.create_task(answer(layer))
+    await asyncio.sleep(0)
+    assert (await fails(layer, UpstreamSuspended)).retry_after == 1
+    assert await trying
+
+
+async def test_a_try_that_fails_leaves_it_alone_for_as_long_again(now: Now) -> None:
+    layer = breaker(Scripted(GONE))
+    for _ in range(3):
+        await fails(layer)
+    for _ in range(2):
+        now.seconds += 30
+        assert type(await fails(layer)) is UpstreamUnreachable
+        assert (await fails(layer, UpstreamSuspended)).retry_after == 30
+
+
+async def test_a_try_whose_client_leaves_lets_the_next_one_try(now: Now) -> None:
+    layer = breaker(Scripted(GONE, GONE, GONE, ANSWER))
+    for _ in range(3):
+        await fails(layer)
+    now.seconds += 30
+    trying = asyncio.create_task(answer(layer))
+    await asyncio.sleep(0)
+    trying.cancel()
+    await asyncio.wait([trying])
+    assert await answer(layer)
+
+
+async def test_after_a_try_that_began_well_one_more_outage_is_enough(now: Now) -> None:
+    broken = [*ANSWER[:1], UpstreamTruncated("cut")]
+    layer = breaker(Scripted(GONE, GONE, GONE, broken))
+    for _ in range(3):
+        await fails(layer)
+    now.seconds += 30
+    await fails(layer, UpstreamTruncated)
+    await fails(layer, UpstreamSuspended)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_asgi.chat import Event, Finish
+from qwen_asgi.errors import Overloaded, UpstreamTruncated
+from qwen_asgi.layers.limit import Limit
+from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
+
+pytestmark = pytest.mark.anyio
+
+SLOW: tuple[Event | float, ...] = (0.05, *ANSWER)
+
+
+def limit(upstream: Scripted, most: int | None = 2, **options: Any) -> Limit:
+    return Limit(upstream, most, **{"queue": 100, "patience": 5.0, "name": "studio", **options})
+
+
+async def test_so_many_are_let_in_and_the_others_wait_for_their_turn() -> None:
+    upstream = Scripted(SLOW)
+    layer = limit(upstream)
+    answers = await asyncio.gather(*(answer(layer) for _ in range(7)))
+    assert [events[-1] for events in answers] == [Finish("stop")] * 7
+    assert upstream.most_open == 2
+    assert layer.busy == 0
+
+
+async def test_none_lets_all_in_and_counts_them() -> None:
+    upstream = Scripted(SLOW)
+    layer = limit(upstream, None)
+    waiting = asyncio.gather(*(answer(layer) for _ in range(7)))
+    await asyncio.sleep(0.02)
+    assert layer.busy == upstream.most_open == 7
+    await waiting
+    assert layer.busy == 0
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    layer = limit(Scripted(SLOW), 1, queue=2)
+    first = [asyncio.create_task(answer(layer)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded, match="studio is busy, and 2 chats wait") as caught:
+        await answer(layer)
+    assert caught.value.retry_after == 1
+    assert all(await asyncio.gather(*first))
+    # And then there is room again.
+    assert await answer(layer)
+
+
+async def test_no_queue_is_no_queue() -> None:
+    layer = limit(Scripted(SLOW), 1, queue=0)
+    first = asyncio.create_task(answer(layer))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await answer(layer)
+    assert await first
+
+
+@pytest.mark.parametrize("by_deadline", [False, True])
+async def test_patience_ends(by_deadline: bool) -> None:
+    layer = limit(Scripted([60.0, *ANSWER]), 1, patience=5.0 if by_deadline else 0.1)
+    first = asyncio.create_task(answer(layer))
+    await asyncio.sleep(0.01)
+    request = replace(CHAT, deadline=time.monotonic() + 0.1) if by_deadline else CHAT
+    begun = time.monotonic()
+    with pytest.raises(Overloaded, match="was busy for"):
+        await answer(layer, request)
+    assert 0.08 < time.monotonic() - begun < 1
+    assert layer.busy == 1
+    first.cancel()
+
+
+async def test_whoever_leaves_gives_the_turn_on() -> None:
+    upstream = Scripted([60.0, *ANSWER], ANSWER)
+    layer = limit(upstream, 1)
+    first, second, third = (asyncio.create_task(answer(layer)) for _ in range(3))
+    await asyncio.sleep(0.01)
+    # One that waits, then the one that all wait for.
+    second.cancel()
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await third)[-1] == Finish("stop")
+    assert (layer.busy, upstream.open) == (0, 0)
+
+
+async def test_a_failure_gives_the_turn_on() -> None:
+    layer = limit(Scripted([*ANSWER[:1], UpstreamTruncated("cut")], ANSWER), 1)
+    with pytest.raises(UpstreamTruncated):
+        await answer(layer)
+    assert await answer(layer)
+
+
+def test_each_event_loop_has_turns_of_its_own() -> None:
+    layer = limit(Scripted(SLOW), 1)
+    for _ in range(3):
+        assert asyncio.run(answer(layer))
