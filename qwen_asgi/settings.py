@@ -255,6 +255,11 @@ class Settings(BaseModel):
         return _made(cls, {**defaults, **file.fields, **set_here}, file, set_here)
 
 
+def name_config(path: str | Path) -> None:
+    """Set QWEN_CONFIG for this process and those it starts: so a program tells its workers."""
+    os.environ[CONFIG_VARIABLE] = str(path)
+
+
 _S = TypeVar("_S", bound=Settings)
 
 

@@ -10,14 +10,17 @@ when `app` is asked for or the command runs.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import ipaddress
 import logging
 import multiprocessing
+import os
+import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,9 +30,10 @@ from starlette.types import ASGIApp
 
 from qwen_asgi.app import Gateway
 from qwen_asgi.authentication import anonymous
+from qwen_asgi.check import check
 from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output, spare_log_records
 from qwen_asgi.log_file import BACKUPS, MAX_BYTES, SharedRotatingFileHandler
-from qwen_asgi.settings import Settings, SettingsError
+from qwen_asgi.settings import Settings, SettingsError, name_config
 
 LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
 MISSING_KEY = (
@@ -75,6 +79,10 @@ def create_worker_app() -> ASGIApp:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `qwen-asgi` command."""
     options = _parser().parse_args(arguments)
+    if options.config:
+        name_config(options.config)
+    if options.command == "check":
+        sys.exit(run_check())
     if options.demo:
         if options.workers > 1:
             _stop("--demo runs one worker")
@@ -108,7 +116,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Program(Gateway):
-    """The gateway of a process that ends with it."""
+    """The gateway of a process that ends with it, and that reads its settings anew on SIGHUP."""
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        async with super().lifespan(app):
+            with _on_hangup(self._read_anew):
+                yield
+
+    def reload(self, settings: Settings) -> None:
+        # That nobody is asked who it is was said when the program began.
+        self._given_authenticate = None if settings.client_keys else anonymous
+        super().reload(settings)
+
+    def _read_anew(self) -> None:
+        try:
+            settings = read_settings()
+            self.reload(settings)
+        except (SettingsError, ValueError) as exc:
+            logger.error("the settings were read anew and are wrong; the old ones stay: %s", exc)
+        else:
+            logger.info("the settings were read anew")
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -118,18 +146,58 @@ class _Program(Gateway):
                 handler.write_through()
 
 
-def load_settings() -> Settings:
-    """Read the environment and `.env`; end the program with status 2 if they will not do."""
+def read_settings() -> Settings:
+    """Read the environment, `.env` and the file that QWEN_CONFIG names. Raises SettingsError."""
     env_file = Path(".env")
+    settings = Settings.from_env(env_file=env_file if env_file.is_file() else None, log_bodies=True)
+    if settings.api_key is None and not settings.upstreams and settings.upstream != "openai":
+        raise SettingsError(MISSING_KEY)
+    return settings
+
+
+def load_settings() -> Settings:
+    """Read the settings; end the program with status 2 if they will not do."""
     try:
-        settings = Settings.from_env(
-            env_file=env_file if env_file.is_file() else None, log_bodies=True
-        )
+        return read_settings()
     except SettingsError as exc:
         _stop(str(exc))
-    if settings.api_key is None and settings.upstream != "openai":
-        _stop(MISSING_KEY)
-    return settings
+
+
+def run_check() -> int:
+    """Print what is configured and what is wrong with it; return the program's exit status."""
+    report = asyncio.run(check(load_settings()))
+    print("\n".join(report.lines))
+    return 0 if report.is_well else 1
+
+
+@contextmanager
+def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """Act on SIGHUP, where there is such a signal and this is the process's main thread.
+
+    A terminal that is closed sends it too: then the program is to end.
+    """
+    loop = asyncio.get_running_loop()
+    had_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        if had_terminal and not _has_terminal():
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            act()
+
+    try:
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 
 def spare_collector() -> None:
@@ -154,7 +222,13 @@ def build(settings: Settings) -> ASGIApp:
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "x-qwen-asgi-ignored", "retry-after"],
+        expose_headers=[
+            "x-request-id",
+            "x-qwen-asgi-ignored",
+            "x-qwen-asgi-upstream",
+            "x-qwen-asgi-attempts",
+            "retry-after",
+        ],
     )
 
 
@@ -227,7 +301,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qwen-asgi",
         description="An OpenAI-compatible API over a Qwen upstream. Its settings are read from the "
-        "environment and from .env; QWEN_API_KEY is required.",
+        "environment, from .env and from the file that --config names; QWEN_API_KEY is required "
+        "unless that file names upstreams.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["check"],
+        help="check: print what is configured, ask each upstream for its models, and say what is "
+        "wrong; without it the gateway runs",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="TOML file with several upstreams and routes (QWEN_CONFIG)"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"

@@ -17,6 +17,7 @@ from qwen_asgi.chat import Upstream
 from qwen_asgi.layers.breaker import Breaker
 from qwen_asgi.layers.fallback import Candidate, Fallback
 from qwen_asgi.layers.limit import Limit
+from qwen_asgi.layers.named import Named
 from qwen_asgi.layers.retry import Retry, RetryBudget
 from qwen_asgi.layers.target import Target
 from qwen_asgi.model_list import ModelList
@@ -47,12 +48,15 @@ class Wired:
     def __init__(
         self,
         settings: Settings,
+        several: Mapping[str, UpstreamSettings],
         catalog: Catalog,
         upstreams: Mapping[str, HTTPUpstream | StoredChats],
         transports: Sequence[Transport],
     ) -> None:
         """`transports` are those that are to be closed with it."""
         self.settings = settings
+        self.several = several
+        """The settings of each of `upstreams`."""
         self.catalog = catalog
         self.upstreams = upstreams
         self._transports = transports
@@ -116,7 +120,7 @@ def wire(
     else:
         routing = _Routing(settings, upstreams)
         catalog = Catalog(lists, routing.serve, routing.routes())
-    return Wired(settings, catalog, upstreams, transports)
+    return Wired(settings, several, catalog, upstreams, transports)
 
 
 def _the_one(settings: Settings) -> UpstreamSettings:
@@ -186,9 +190,9 @@ class _Guarded:
     budget: RetryBudget
     retries: int
 
-    def as_target(self, name: str, model: str, route: RouteSettings) -> Upstream:
+    def as_target(self, model: str, route: RouteSettings) -> Upstream:
         target: Upstream = Target(
-            self.upstream, name=name, model=model, defaults=route.defaults, forced=route.forced
+            self.upstream, model=model, defaults=route.defaults, forced=route.forced
         )
         return Retry(target, times=self.retries, budget=self.budget) if self.retries else target
 
@@ -229,13 +233,17 @@ class _Routing:
     def _candidate(self, model: str, step: Step, route: RouteSettings) -> Candidate:
         guarded = self._guarded[step.upstream]
         its_name = step.model or (route.model if route.to else None) or model
-        target = guarded.as_target(step.upstream, its_name, route)
+        target = guarded.as_target(its_name, route)
         return Candidate(target, step.weight, lambda: guarded.limit.busy)
 
 
 def _guarded(name: str, upstream: Upstream, its: UpstreamSettings) -> _Guarded:
     limit = Limit(
-        upstream, its.max_concurrent, queue=its.queue, patience=its.queue_timeout, name=name
+        Named(upstream, name),
+        its.max_concurrent,
+        queue=its.queue,
+        patience=its.queue_timeout,
+        name=name,
     )
     guarded: Upstream = limit
     if its.breaker_failures:

@@ -96,8 +96,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     # What users make and run.
     "qwen_asgi.mount": {"qwen_asgi.app", "qwen_asgi.paths"},
+    "qwen_asgi.check": {
+        "qwen_asgi.errors",
+        "qwen_asgi.settings",
+        "qwen_asgi.upstream_settings",
+        "qwen_asgi.wiring",
+    },
     "qwen_asgi.standalone": {
         "qwen_asgi.app",
+        "qwen_asgi.check",
         "qwen_asgi.authentication",
         "qwen_asgi.log_batch",
         "qwen_asgi.log_file",

@@ -7,8 +7,9 @@ outside to inside:
 
     Fallback           chooses among the upstreams of a model, and goes on to the next
       Retry            asks the same one again
-        Target         gives the model its name there, sets fields, counts the attempt
+        Target         gives the model its name there, and sets fields
           Breaker      leaves an upstream alone that fails
             Limit      lets so many chats in at once; the others wait for their turn
-              the upstream itself
+              Named    notes who is asked, and how often
+                the upstream itself
 """

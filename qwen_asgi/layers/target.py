@@ -13,30 +13,23 @@ _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 class Target:
-    """An `Upstream` that is asked for `model`, and notes on the request that it was asked."""
+    """An `Upstream` that is asked for `model`."""
 
     def __init__(
         self,
         upstream: Upstream,
         *,
-        name: str,
         model: str,
         defaults: Mapping[str, Any] | None = None,
         forced: Mapping[str, Any] | None = None,
     ) -> None:
         """`defaults` are set where the client sets nothing, `forced` whatever it says."""
         self._upstream = upstream
-        self._name = name
         self._model = model
         self._defaults = defaults or {}
         self._forced = forced or {}
 
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
-        notes = request.notes
-        notes.upstream = self._name
-        notes.attempts += 1
-        # What another upstream ignored is not what this one ignores.
-        notes.ignored = ()
         if self._defaults or self._forced:
             request = self._with_fields(request)
         if request.model != self._model:

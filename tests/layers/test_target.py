@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 def target(upstream: Scripted, **options: Any) -> Target:
-    return Target(upstream, **{"name": "studio", "model": "m", **options})
+    return Target(upstream, **{"model": "m", **options})
 
 
 async def test_the_model_has_its_name_there_and_the_request_stays_the_client_s() -> None:
@@ -20,13 +20,6 @@ async def test_the_model_has_its_name_there_and_the_request_stays_the_client_s()
     await answer(target(upstream, model="theirs"))
     assert [request.model for request in upstream.asked] == ["theirs"]
     assert CHAT.model == "m"
-
-
-async def test_it_notes_who_was_asked_and_how_often() -> None:
-    request = replace(CHAT, notes=replace(CHAT.notes, ignored=("seed",), attempts=1))
-    await answer(target(Scripted()), request)
-    assert (request.notes.upstream, request.notes.attempts) == ("studio", 2)
-    assert request.notes.ignored == ()
 
 
 async def test_defaults_yield_to_the_client_and_forced_fields_do_not() -> None:
