@@ -104,6 +104,10 @@ class Program:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def hang_up(self) -> None:
+        """Send it SIGHUP."""
+        self._process.send_signal(signal.SIGHUP)
+
     def end(self, by: signal.Signals = signal.SIGTERM, within: float = 5.0) -> int:
         """Ask it to end, and return its exit status, or the signal's number below zero."""
         self._process.send_signal(by)

@@ -19,6 +19,7 @@ from qwen_asgi import Settings, errors, log_file, relay, request_log, standalone
 from qwen_asgi.apis import openai_chat
 from qwen_asgi.settings import ENVIRONMENT
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen
+from qwen_asgi.upstream_settings import RouteSettings, UpstreamSettings
 from qwen_asgi.upstreams import _web_requests, qwen_web_v1
 from tests.conftest import CHAT, UPSTREAM_KEY, answer_of, ask, error_of, eventually, streamed
 from tests.programs import QWEN_ASGI, ROOT, Program, parse_curl, run, running
@@ -55,7 +56,7 @@ def test_every_block_of_code_is_run() -> None:
     run_here = [*CLIENT_BLOCKS, *APP_BLOCKS, *TEST_BLOCKS]
     assert sorted(run_here) == sorted(blocks("python"))
     languages = set(re.findall(r"^```(\w+)$", README, re.MULTILINE))
-    assert languages == {"python", "sh", "text"}
+    assert languages == {"python", "sh", "text", "toml"}
 
 
 # The first screen.
@@ -154,8 +155,8 @@ def test_the_servers_lines_are_commands_that_exist() -> None:
     assert (options.host, options.port) == ("0.0.0.0", 8008)
     defaults = standalone._parser().parse_args([])
     assert (
-        f"`qwen-asgi [--host {defaults.host}] [--port {defaults.port}] [--demo] "
-        f"[--workers {defaults.workers}]`"
+        f"`qwen-asgi [check] [--config FILE] [--host {defaults.host}] "
+        f"[--port {defaults.port}] [--demo] [--workers {defaults.workers}]`"
     ) in README
 
 
@@ -165,7 +166,7 @@ def test_the_servers_lines_are_commands_that_exist() -> None:
 def test_the_table_of_settings_is_what_the_code_has() -> None:
     rows = table("variable", "field", "default", "unit", "meaning")
     assert {code_in(row[0])[0]: code_in(row[1])[0] for row in rows} == ENVIRONMENT
-    assert set(ENVIRONMENT.values()) == set(Settings.model_fields)
+    assert set(ENVIRONMENT.values()) | {"upstreams", "routes"} == set(Settings.model_fields)
     settings = Settings()
     for variable, field, default, unit, meaning in rows:
         value = getattr(settings, code_in(field)[0])
@@ -177,6 +178,35 @@ def test_the_table_of_settings_is_what_the_code_has() -> None:
         assert ("TIMEOUT" in variable or "HEARTBEAT" in variable) == (unit == "seconds")
         assert ("BODY" in variable) == (unit == "bytes")
         assert meaning
+
+
+def test_the_tables_of_upstreams_and_routes_are_what_the_code_has() -> None:
+    rows = table("of an upstream", "default", "unit", "meaning")
+    fields = UpstreamSettings.model_fields
+    assert [code_in(row[0])[0] for row in rows] == [*fields]
+    for name, default, unit, meaning in rows:
+        field = fields[code_in(name)[0]]
+        if code_in(default) and not default.startswith("as "):
+            (shown,) = code_in(default)
+            assert json.dumps(field.default).strip('"').removesuffix(".0") == shown
+        else:
+            assert field.is_required() or field.default in UNSET or field.default_factory is dict
+        assert ("timeout" in name or "seconds" in name) == (unit == "seconds")
+        assert meaning
+    rows = table("of a route", "default", "meaning")
+    assert [name for row in rows for name in code_in(row[0])] == [*RouteSettings.model_fields]
+    told = {code_in(row[0])[0]: code_in(row[1]) for row in rows}
+    assert tuple(told["fallback_on"]) == RouteSettings().fallback_on
+    assert told["choose"] == [str(RouteSettings().choose)]
+
+
+def test_the_file_of_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "gateway.toml").write_text(text)
+    keys = {"DASHSCOPE_API_KEY": "k"}
+    settings = Settings.from_env(keys, config=tmp_path / "gateway.toml")
+    assert [*settings.upstreams] == ["studio", "local"]
+    assert [*settings.routes] == ["fast"]
 
 
 def test_the_settings_that_are_standalones_only_are_said_to_be() -> None:

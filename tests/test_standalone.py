@@ -487,3 +487,68 @@ def test_the_installed_command_is_the_same_program() -> None:
 def test_a_name_that_the_module_does_not_have_is_missed() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'application'"):
         standalone.application  # noqa: B018
+
+
+# A file with several upstreams, read anew on SIGHUP.
+
+
+def several(url: str, *models: str) -> str:
+    return (
+        f'[upstreams.web]\ndialect = "qwen-web-v2"\nbase_url = "{url}"\n'
+        f'api_key = "env:KEY"\nmodels = {json.dumps(models)}\n'
+    )
+
+
+def models_at(http: httpx.Client, program: Program) -> list[str]:
+    return [model["id"] for model in http.get(f"{program.url}/v1/models").json()["data"]]
+
+
+@NOT_ON_WINDOWS
+@pytest.mark.parametrize("command", [QWEN_ASGI, APP], ids=["command", "uvicorn"])
+def test_settings_are_read_anew_on_sighup(
+    command: tuple[str, ...], tmp_path: Path, qwen_url: str, http: httpx.Client
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(several(qwen_url, "qwen-max-latest"))
+    port = ["--port", "0"] if command is QWEN_ASGI else []
+    with running([*command, *port], tmp_path, KEY=KEY, QWEN_CONFIG=str(config)) as program:
+        answer_of(http.post(f"{program.url}{CHAT}", json=ask()))
+        assert models_at(http, program) == ["qwen-max-latest"]
+        config.write_text(several(qwen_url, "qwen-plus-latest"))
+        program.hang_up()
+        eventually(lambda: program.says("the settings were read anew"))
+        assert models_at(http, program) == ["qwen-plus-latest"]
+        config.write_text("nonsense")
+        program.hang_up()
+        eventually(lambda: program.says("are wrong; the old ones stay: .*gateway.toml"))
+        assert models_at(http, program) == ["qwen-plus-latest"]
+
+
+@NOT_ON_WINDOWS
+def test_client_keys_may_come_and_go_with_the_settings(
+    tmp_path: Path, qwen_url: str, http: httpx.Client
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(several(qwen_url, "m"))
+    command = [*QWEN_ASGI, "--port", "0", "--config", str(config)]
+    with running(command, tmp_path, KEY=KEY) as program:
+        models = f"{program.url}/v1/models"
+        config.write_text('client_keys = ["k"]\n' + several(qwen_url, "m"))
+        program.hang_up()
+        eventually(lambda: http.get(models).status_code == 401)
+        config.write_text(several(qwen_url, "m"))
+        program.hang_up()
+        eventually(lambda: http.get(models).status_code == 200)
+
+
+@NOT_ON_WINDOWS
+def test_the_file_that_the_command_names_reaches_its_workers(
+    tmp_path: Path, qwen_url: str, http: httpx.Client
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(several(qwen_url, "qwen-max-latest"))
+    command = [*QWEN_ASGI, "--port", "0", "--workers", "2", "--config", str(config)]
+    with running(command, tmp_path, "(?s)(startup complete.*){2}", KEY=KEY) as program:
+        for _ in range(4):
+            response = http.post(f"{program.url}{CHAT}", json=ask())
+            assert response.headers["x-qwen-asgi-upstream"] == "web"
