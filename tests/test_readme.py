@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from qwen_asgi import Settings, errors, log_file, relay, request_log, standalone
-from qwen_asgi.apis import openai_chat
 from qwen_asgi.settings import ENVIRONMENT
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen
 from qwen_asgi.upstream_settings import RouteSettings, UpstreamSettings
-from qwen_asgi.upstreams import _web_requests, qwen_web_v1
+from qwen_asgi.upstreams import qwen_web_v1
+from tests import fields
 from tests.conftest import CHAT, UPSTREAM_KEY, answer_of, ask, error_of, eventually, streamed
 from tests.programs import QWEN_ASGI, ROOT, Program, parse_curl, run, running
 
@@ -229,47 +229,11 @@ def test_the_table_of_errors_is_the_tree() -> None:
     assert all(row[4] for row in rows)
 
 
-def test_the_table_of_fields_is_what_the_dialect_does_with_them() -> None:
-    read, translated, refused, ignored, others = table("fields", "")
-    assert set(code_in(read[0])) == openai_chat._READ_HERE
-    assert set(code_in(translated[0])) == qwen_web_v1.TRANSLATED
-    assert set(code_in(refused[0])) == set(_web_requests.REFUSED)
-    known = set(openai_chat._Body.__annotations__)
-    done = openai_chat._READ_HERE | qwen_web_v1.TRANSLATED | set(_web_requests.REFUSED)
-    assert set(code_in(ignored[0])) == known - done
-    assert others == ["any other", "ignored"]
-    for field in qwen_web_v1.TRANSLATED_IN_MESSAGES:
-        assert f"`{field}`" in README
+def test_the_table_of_fields_is_the_one_in_code() -> None:
+    """A test of its own sends each field to each dialect (tests/upstreams/test_field_policy.py)."""
+    assert f"\n{fields.table()}\n" in README
     for chat_type in qwen_web_v1.TASK_CHAT_TYPES:
         assert f"`{chat_type}`" in README
-
-
-@pytest.mark.usefixtures("qwen")
-def test_what_the_table_says_of_a_field_is_what_happens(
-    qwen_url: str, gateway_url: Any, http: httpx.Client
-) -> None:
-    url = gateway_url()
-    _, _, _, ignored, _ = table("fields", "")
-    values: dict[str, Any] = {
-        "logit_bias": {},
-        "metadata": {"a": "b"},
-        "parallel_tool_calls": False,
-        "prediction": {"type": "content"},
-        "seed": 1,
-        "store": False,
-        "top_logprobs": 0,
-        "frequency_penalty": 0.1,
-        "presence_penalty": 0.1,
-        "top_p": 0.5,
-    }
-    fields = {name: values.get(name, "text") for name in code_in(ignored[0])}
-    response = http.post(f"{url}{CHAT}", json=ask(**fields))
-    answer_of(response)
-    assert set(response.headers["x-qwen-asgi-ignored"].split(", ")) == set(fields)
-    for harmless, refused in ({"n": 1}, {"n": 2}), ({"logprobs": False}, {"logprobs": True}):
-        answer_of(http.post(f"{url}{CHAT}", json={**ask(), **harmless}))
-        error = error_of(http.post(f"{url}{CHAT}", json={**ask(), **refused}), 400)
-        assert [error["param"]] == list(refused)
 
 
 # Figures and names in the text.

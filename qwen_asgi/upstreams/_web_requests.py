@@ -8,30 +8,7 @@ from typing import Any
 from qwen_asgi.chat import Message, ModelInfo
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.upstreams._documents import count_in
-from qwen_asgi.upstreams._fields import Refused
 from qwen_asgi.upstreams._thinking import thinking_budget, wants_thinking
-
-_NO_TOOLS = "it only gives text; leave it out"
-
-REFUSED = {
-    "audio": Refused(lambda value: True, "it only gives text; leave it out"),
-    "function_call": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
-    "functions": Refused(bool, _NO_TOOLS),
-    "logprobs": Refused(bool, "it tells no probabilities; set it to false or leave it out"),
-    "modalities": Refused(
-        lambda value: value != ["text"], 'it only gives text; set it to ["text"]'
-    ),
-    "n": Refused(lambda value: value != 1, "it gives one choice; set it to 1 or leave it out"),
-    "response_format": Refused(
-        lambda value: value.get("type") != "text",
-        'it only gives plain text; set it to {"type": "text"} or leave it out',
-    ),
-    "tool_choice": Refused(lambda value: value not in ("auto", "none"), _NO_TOOLS),
-    "tools": Refused(bool, _NO_TOOLS),
-    "web_search_options": Refused(
-        lambda value: True, 'give the last message the chat_type "search" instead'
-    ),
-}
 
 
 def web_model(entry: Mapping[str, Any], stream_only: bool) -> ModelInfo:

@@ -18,8 +18,9 @@ from qwen_asgi.errors import UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._documents import count_in, listed_models, read_document
-from qwen_asgi.upstreams._fields import Refused, refuse
+from qwen_asgi.upstreams._fields import refuse
 from qwen_asgi.upstreams._thinking import wants_thinking
+from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 
 HEADERS = {
@@ -27,10 +28,6 @@ HEADERS = {
     # A compressed stream comes late and in lumps (quirk Q-40).
     "accept-encoding": "identity",
     "content-type": "application/json",
-}
-
-REFUSED = {
-    "n": Refused(lambda value: value != 1, "one choice is given; set it to 1 or leave it out"),
 }
 
 
@@ -53,7 +50,7 @@ class OpenAICompatible:
         self._headers = {**HEADERS, **credential, **(headers or {})}
 
     def encode(self, request: ChatRequest) -> UpstreamRequest:
-        refuse(request.options, REFUSED, self.name)
+        refuse(request.options, column(self.name).refused, self.name)
         return UpstreamRequest(
             method="POST",
             url=self._chat_url,

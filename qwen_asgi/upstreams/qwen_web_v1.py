@@ -20,7 +20,6 @@ from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models, read_document
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._web_requests import (
-    REFUSED,
     link_of,
     object_field,
     refuse_task,
@@ -29,6 +28,7 @@ from qwen_asgi.upstreams._web_requests import (
     thinking_config,
     web_model,
 )
+from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
 BASE_URL = "https://chat.qwenlm.ai"
@@ -55,21 +55,8 @@ TASK_CHAT_TYPES = {"image_edit", "t2i", "t2v"}
 
 USUAL_ROLES = ("user", "assistant", "system")
 
-TRANSLATED = {
-    "chat_mode",
-    "chat_type",
-    "enable_thinking",
-    "reasoning_effort",
-    "size",
-    "sub_chat_type",
-    "thinking_budget",
-}
-"""Options that reach the upstream; every other that is not refused is ignored, and named so."""
-
-_KNOWN = TRANSLATED | REFUSED.keys()
-_KNOWN_WITHOUT_THINKING = _KNOWN - {"thinking_budget"}
-
-TRANSLATED_IN_MESSAGES = {"chat_type", "extra", "feature_config"}
+POLICY = column("qwen-web-v1")
+_KNOWN_WITHOUT_THINKING = POLICY.known - {"thinking_budget"}
 
 
 class QwenWebV1:
@@ -93,13 +80,13 @@ class QwenWebV1:
         self._headers = {**HEADERS, **credential, **(headers or {})}
 
     def encode(self, request: ChatRequest) -> UpstreamRequest:
-        refuse(request.options, REFUSED, self.name)
+        refuse(request.options, POLICY.refused, self.name)
         body = _body(request, self._incremental)
         request.notes.ignored = ignored(
             request.options,
             request.messages,
             _known(request.options),
-            TRANSLATED_IN_MESSAGES,
+            POLICY.known_in_messages,
         )
         return UpstreamRequest(
             method="POST",
@@ -139,7 +126,7 @@ class QwenWebV1:
 def _known(options: Mapping[str, Any]) -> Set[str]:
     """Return the names of the options that something is done with, or that ask for nothing."""
     if "enable_thinking" in options or "reasoning_effort" in options:
-        return _KNOWN
+        return POLICY.known
     # A budget alone does not say that the model should think.
     return _KNOWN_WITHOUT_THINKING
 

@@ -22,11 +22,8 @@ from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models, read_document
-from qwen_asgi.upstreams._fields import Refused, ignored, refuse
+from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._transcript import transcript
-from qwen_asgi.upstreams._web_requests import (
-    REFUSED as REFUSED_BY_BOTH,
-)
 from qwen_asgi.upstreams._web_requests import (
     link_of,
     object_field,
@@ -36,6 +33,7 @@ from qwen_asgi.upstreams._web_requests import (
     thinking_config,
     web_model,
 )
+from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.qwen_web_v2_decoder import QwenWebV2Decoder
 from qwen_asgi.upstreams.stored_chats import Opening
 
@@ -56,24 +54,7 @@ TASK_CHAT_TYPES = {"t2v"}
 MOST_FILES = 5
 """Pictures in one turn (W2-33)."""
 
-REFUSED: Mapping[str, Refused] = {
-    field: rule for field, rule in REFUSED_BY_BOTH.items() if field != "web_search_options"
-}
-
-TRANSLATED = {
-    "chat_type",
-    "enable_search",
-    "enable_thinking",
-    "reasoning_effort",
-    "size",
-    "thinking_budget",
-    "web_search_options",
-}
-
-_KNOWN = TRANSLATED | REFUSED.keys()
-
-TRANSLATED_IN_MESSAGES = {"chat_type", "feature_config"}
-"""Of the last message, which is the turn that is sent."""
+POLICY = column("qwen-web-v2")
 
 FEATURES = {
     "thinking_enabled": True,
@@ -104,7 +85,7 @@ class QwenWebV2:
         self._headers = {**HEADERS, **credential, **(headers or {})}
 
     def encode_opening(self, request: ChatRequest) -> Opening:
-        refuse(request.options, REFUSED, self.name)
+        refuse(request.options, POLICY.refused, self.name)
         turn = _turn(request)
         request.notes.ignored = _ignored(request)
         now = time.time()
@@ -195,7 +176,7 @@ class QwenWebV2:
 
 def _ignored(request: ChatRequest) -> tuple[str, ...]:
     """Return the names of the fields that have no effect here (W2-34)."""
-    names = ignored(request.options, request.messages, _KNOWN, TRANSLATED_IN_MESSAGES)
+    names = ignored(request.options, request.messages, POLICY.known, POLICY.known_in_messages)
     read = {"temperature": request.temperature, "max_tokens": request.max_tokens}
     return (*(name for name, value in read.items() if value is not None), *names)
 

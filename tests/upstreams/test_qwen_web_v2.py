@@ -18,7 +18,7 @@ from qwen_asgi.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
 )
-from qwen_asgi.upstreams.qwen_web_v2 import MOST_FILES, REFUSED, QwenWebV2
+from qwen_asgi.upstreams.qwen_web_v2 import MOST_FILES, QwenWebV2
 from tests.wire import sample
 
 ID = "11111111-1111-4111-8111-111111111111"
@@ -222,11 +222,6 @@ PARTS = [LINK] * (MOST_FILES + 1)
 )
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     assert refused(ask(**fields)).param == param
-
-
-def test_what_the_first_chat_refuses_this_one_does_too_but_a_search() -> None:
-    assert "web_search_options" not in REFUSED
-    assert {"tools", "n", "response_format"} <= REFUSED.keys()
 
 
 # Documents.
