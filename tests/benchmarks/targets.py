@@ -6,6 +6,9 @@
                       QWEN_MAX_CONNECTIONS is raised, so that 2,000 streams may be open
     embedded          the same gateway as a host's app under uvicorn, without logs; not measured
                       unless named
+    model-studio      the same command, its upstream spoken to as Model Studio; only if named
+    several           the same command with two upstreams for the model, and all layers around
+                      each; only if named
     nginx             passing on without buffering, connections to the upstream kept
     starlette-httpx   passing on with Starlette and httpx, `programs/starlette_httpx.py`
     seed              the program that this project began from, `programs/seed.py`
@@ -60,6 +63,29 @@ def _qwen_variables(place: Place) -> dict[str, str]:
         "QWEN_BASE_URL": place.upstream,
         "QWEN_MAX_CONNECTIONS": "10000",
     }
+
+
+def _model_studio(place: Place) -> Launch:
+    launch = _qwen_asgi(place)
+    upstream = {
+        "QWEN_UPSTREAM": "model-studio",
+        "QWEN_BASE_URL": f"{place.upstream}/v1",
+        "QWEN_MODELS": MODEL,
+    }
+    return Launch(launch.command, {**launch.variables, **upstream})
+
+
+def _several(place: Place) -> Launch:
+    """Two upstreams for one model, with every layer around each."""
+    upstream = (
+        f'dialect = "qwen-web-v1"\nbase_url = "{place.upstream}"\napi_key = "benchmark"\n'
+        f'models = ["{MODEL}"]\nretries = 1\nmax_concurrent = 10000\n'
+    )
+    file = place.folder / "gateway.toml"
+    file.write_text(f"[upstreams.a]\n{upstream}[upstreams.b]\n{upstream}")
+    launch = _qwen_asgi(place)
+    variables = {k: v for k, v in launch.variables.items() if k != "QWEN_BASE_URL"}
+    return Launch(launch.command, {**variables, "QWEN_CONFIG": str(file)})
 
 
 def _starlette_httpx(place: Place) -> Launch:
@@ -159,6 +185,17 @@ EMBEDDED = Target(
     distributions=GATEWAY.distributions,
 )
 
+OTHER_UPSTREAMS = tuple(
+    Target(
+        name=name,
+        launch=launch,
+        relayed=False,
+        modules=GATEWAY.modules,
+        distributions=GATEWAY.distributions,
+    )
+    for name, launch in (("model-studio", _model_studio), ("several", _several))
+)
+
 DIRECT = "direct"
-BY_NAME = {target.name: target for target in (GATEWAY, EMBEDDED, *RIVALS)}
+BY_NAME = {target.name: target for target in (GATEWAY, EMBEDDED, *OTHER_UPSTREAMS, *RIVALS)}
 DEFAULT = (GATEWAY.name, *(rival.name for rival in RIVALS))
