@@ -109,6 +109,8 @@ class Gateway:
         self._given_authenticate = authenticate
         self._authenticate = _who_is_let_in(settings, authenticate)
         self._wired = self._wire(settings)
+        self._retired: list[Wired] = []
+        """What was made of earlier settings and may still be in use."""
         self._ids = IdSource()
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
@@ -133,6 +135,7 @@ class Gateway:
         authenticate = _who_is_let_in(settings, self._given_authenticate)
         old, self._wired = self._wired, self._wire(settings)
         self._authenticate = authenticate
+        self._retired = [wired for wired in self._retired if not wired.is_closed] + [old]
         old.retire()
 
     def _wire(self, settings: Settings) -> Wired:
@@ -162,7 +165,8 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
-        await self._wired.aclose()
+        for wired in (*self._retired, self._wired):
+            await wired.aclose()
 
     # One request, from outside to inside: id, errors, route, client, endpoint.
 
@@ -266,17 +270,19 @@ class Gateway:
             )
 
     async def _models(self, call: _Call) -> None:
-        async with ClientWatch(call.receive) as watch:
-            document = await self._wired.catalog.document()
-            watch.stop()
-            await self._document(call, document)
+        with self._wired as wired:
+            async with ClientWatch(call.receive) as watch:
+                document = await wired.catalog.document()
+                watch.stop()
+                await self._document(call, document)
 
     async def _model(self, call: _Call) -> None:
         model = call.path.removeprefix(_MODEL_PATH)
-        async with ClientWatch(call.receive) as watch:
-            document = await self._wired.catalog.model_document(model)
-            watch.stop()
-            await self._document(call, document)
+        with self._wired as wired:
+            async with ClientWatch(call.receive) as watch:
+                document = await wired.catalog.model_document(model)
+                watch.stop()
+                await self._document(call, document)
 
     async def _options(self, call: _Call) -> None:
         methods = self._route(call)

@@ -62,7 +62,7 @@ class Wired:
         self._transports = transports
         self._chats = 0
         self._is_retired = False
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Wired:
         """Begin to use it: it stays open meanwhile, though it be replaced."""
@@ -80,6 +80,11 @@ class Wired:
         if not self._chats:
             self._close_soon()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was replaced, and nobody uses it any more."""
+        return self._is_retired and not self._chats and all(c.done() for c in self._closing)
+
     async def aclose(self) -> None:
         """Close what is open in the running loop. What is asked for later opens anew."""
         for upstream in self.upstreams.values():
@@ -94,8 +99,7 @@ class Wired:
             # Its connections ended with the loop that they were of.
             return
         closing = loop.create_task(self.aclose(), name="qwen_asgi close")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        self._closing.append(closing)
 
 
 def wire(

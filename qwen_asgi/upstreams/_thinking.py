@@ -7,6 +7,10 @@ from typing import Any
 
 from qwen_asgi.errors import InvalidRequest
 
+THINKING_BUDGETS = {"minimal": 512, "low": 1024, "medium": 8192}
+"""Tokens of thought that an OpenAI `reasoning_effort` stands for; of more there is no bound. Qwen
+has no word for it, so these are ours."""
+
 
 def wants_thinking(options: Mapping[str, Any]) -> bool | None:
     """Return whether the client asks the model to think, or not to; None where it says neither."""
@@ -20,9 +24,12 @@ def wants_thinking(options: Mapping[str, Any]) -> bool | None:
 
 
 def thinking_budget(options: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the model may think, if the client says so."""
+    """Return how many tokens the model may think, if the client says so in either way."""
     budget = options.get("thinking_budget")
-    if budget is None or (type(budget) is int and budget >= 0):
+    if budget is None:
+        effort = options.get("reasoning_effort")
+        return THINKING_BUDGETS.get(effort) if isinstance(effort, str) else None
+    if type(budget) is int and budget >= 0:
         return budget
     raise InvalidRequest(
         "thinking_budget should be a whole number of tokens", param="thinking_budget"

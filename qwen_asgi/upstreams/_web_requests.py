@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from qwen_asgi.chat import Message, ModelInfo
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.upstreams._documents import count_in
 from qwen_asgi.upstreams._thinking import thinking_budget, wants_thinking
+from qwen_asgi.upstreams.field_policy import Column
 
 
 def web_model(entry: Mapping[str, Any], stream_only: bool) -> ModelInfo:
@@ -64,10 +65,18 @@ def thinking_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
     if wish is None:
         return None
     config: dict[str, Any] = {"thinking_enabled": wish, "output_schema": "phase"}
-    budget = thinking_budget(options)
+    budget = thinking_budget(options) if wish else None
     if budget is not None:
         config["thinking_budget"] = budget
     return config
+
+
+def known_fields(policy: Column, options: Mapping[str, Any]) -> Set[str]:
+    """Return the names of the options that something is done with, or that ask for nothing."""
+    if "enable_thinking" in options or "reasoning_effort" in options:
+        return policy.known
+    # A budget alone does not say that the model should think.
+    return policy.known - {"thinking_budget"}
 
 
 def link_of(part: Mapping[str, Any], where: str, upstream: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import InvalidRequest
-from qwen_asgi.upstreams._thinking import wants_thinking
+from qwen_asgi.upstreams._thinking import thinking_budget, wants_thinking
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
 
 _STREAM_ONLY = re.compile(r"qwq|qvq|omni", re.IGNORECASE)
@@ -26,10 +26,6 @@ _VISION = re.compile(r"-vl\b|-vl-|qvq|omni", re.IGNORECASE)
 _OPEN_HYBRID = re.compile(r"qwen3(\.\d+)?-\d+b(-a\d+b)?$", re.IGNORECASE)
 """Open-source models that think unless told not to, and then refuse to answer in one piece
 (DS-49)."""
-
-THINKING_BUDGETS = {"minimal": 512, "low": 1024, "medium": 8192}
-"""Tokens of thought that an OpenAI `reasoning_effort` stands for; of more there is no bound. Model
-Studio has no word for it, so these are ours."""
 
 
 class ModelStudio(OpenAICompatible):
@@ -66,7 +62,8 @@ def _thinking(model: str, options: dict[str, Any]) -> bool | None:
     Raises InvalidRequest where a tool is demanded of a model that is to think (DS-30).
     """
     thinks = wants_thinking(options)
-    effort = options.pop("reasoning_effort", None)
+    budget = thinking_budget(options)
+    options.pop("reasoning_effort", None)
     demands = options.get("tool_choice") == "required" or isinstance(
         options.get("tool_choice"), Mapping
     )
@@ -82,8 +79,8 @@ def _thinking(model: str, options: dict[str, Any]) -> bool | None:
             thinks = False
     if thinks is not None:
         options["enable_thinking"] = thinks
-    if thinks and effort in THINKING_BUDGETS:
-        options.setdefault("thinking_budget", THINKING_BUDGETS[effort])
+    if thinks and budget is not None:
+        options["thinking_budget"] = budget
     if thinks is False:
         # Off is off.
         options.pop("thinking_budget", None)

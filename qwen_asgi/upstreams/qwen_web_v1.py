@@ -7,7 +7,7 @@ implementation of this service. Whether that site still answers on this path is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -20,6 +20,7 @@ from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models, read_document
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._web_requests import (
+    known_fields,
     link_of,
     object_field,
     refuse_task,
@@ -56,7 +57,6 @@ TASK_CHAT_TYPES = {"image_edit", "t2i", "t2v"}
 USUAL_ROLES = ("user", "assistant", "system")
 
 POLICY = column("qwen-web-v1")
-_KNOWN_WITHOUT_THINKING = POLICY.known - {"thinking_budget"}
 
 
 class QwenWebV1:
@@ -85,7 +85,7 @@ class QwenWebV1:
         request.notes.ignored = ignored(
             request.options,
             request.messages,
-            _known(request.options),
+            known_fields(POLICY, request.options),
             POLICY.known_in_messages,
         )
         return UpstreamRequest(
@@ -121,14 +121,6 @@ class QwenWebV1:
 
     def describe(self, model: str) -> ModelInfo:
         return ModelInfo(model, tools=False, stream_only=False)
-
-
-def _known(options: Mapping[str, Any]) -> Set[str]:
-    """Return the names of the options that something is done with, or that ask for nothing."""
-    if "enable_thinking" in options or "reasoning_effort" in options:
-        return POLICY.known
-    # A budget alone does not say that the model should think.
-    return _KNOWN_WITHOUT_THINKING
 
 
 def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from qwen_asgi.upstreams._documents import listed_models, read_document
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._transcript import transcript
 from qwen_asgi.upstreams._web_requests import (
+    known_fields,
     link_of,
     object_field,
     refuse_task,
@@ -176,7 +177,12 @@ class QwenWebV2:
 
 def _ignored(request: ChatRequest) -> tuple[str, ...]:
     """Return the names of the fields that have no effect here (W2-34)."""
-    names = ignored(request.options, request.messages, POLICY.known, POLICY.known_in_messages)
+    names = ignored(
+        request.options,
+        request.messages,
+        known_fields(POLICY, request.options),
+        POLICY.known_in_messages,
+    )
     read = {"temperature": request.temperature, "max_tokens": request.max_tokens}
     return (*(name for name, value in read.items() if value is not None), *names)
 

@@ -10,7 +10,8 @@ import pytest
 from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import InvalidRequest
-from qwen_asgi.upstreams.model_studio import THINKING_BUDGETS, ModelStudio
+from qwen_asgi.upstreams._thinking import THINKING_BUDGETS
+from qwen_asgi.upstreams.model_studio import ModelStudio
 from tests.wire import sample
 
 DIALECT = ModelStudio("https://region/compatible-mode/v1", "canary-key")

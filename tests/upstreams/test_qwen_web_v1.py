@@ -252,6 +252,18 @@ def test_extra_reaches_the_upstream_as_it_is_and_is_empty_otherwise() -> None:
             {"enable_thinking": True, "thinking_budget": 100},
             {"thinking_enabled": True, "output_schema": "phase", "thinking_budget": 100},
         ),
+        (
+            {"reasoning_effort": "low"},
+            {"thinking_enabled": True, "output_schema": "phase", "thinking_budget": 1024},
+        ),
+        (
+            {"reasoning_effort": "low", "thinking_budget": 7},
+            {"thinking_enabled": True, "output_schema": "phase", "thinking_budget": 7},
+        ),
+        (
+            {"enable_thinking": False, "thinking_budget": 7},
+            {"thinking_enabled": False, "output_schema": "phase"},
+        ),
         ({"thinking_budget": 100}, None),
     ],
 )

@@ -159,6 +159,8 @@ def test_off_is_off_and_on_is_on(fields: dict[str, Any], thinks: bool) -> None:
 
 def test_a_budget_and_a_search_are_passed_on() -> None:
     assert features(enable_thinking=True, thinking_budget=99)["thinking_budget"] == 99
+    assert features(reasoning_effort="low")["thinking_budget"] == 1024
+    assert "thinking_budget" not in features(enable_thinking=False, thinking_budget=99)
     assert features(enable_search=True)["auto_search"] is True
     assert features(web_search_options={})["auto_search"] is True
     assert features(enable_search=False)["auto_search"] is False
@@ -181,6 +183,12 @@ def test_the_last_message_s_own_wishes_go_first() -> None:
 def test_a_picture_s_shape_is_passed_on() -> None:
     assert sent(ask(chat_type="t2i", size="16:9"))["size"] == "16:9"
     assert "size" not in sent(ask())
+
+
+def test_a_budget_alone_asks_for_no_thinking() -> None:
+    request = ask(thinking_budget=99)
+    DIALECT.encode_opening(request)
+    assert request.notes.ignored == ("thinking_budget",)
 
 
 def test_what_has_no_effect_is_named() -> None:
