@@ -28,6 +28,7 @@
           UpstreamTotalTimeout     the whole answer
         UpstreamTruncated          its answer ended before its end
         UpstreamInvalidResponse    it answered something that cannot be read, or nothing
+          UpstreamEmptyAnswer      the model ended without a word
       GatewayError
         Overloaded
         InternalError
@@ -228,6 +229,12 @@ class UpstreamTruncated(UpstreamError):
 
 class UpstreamInvalidResponse(UpstreamError):
     default_code = "upstream_invalid_response"
+
+
+class UpstreamEmptyAnswer(UpstreamInvalidResponse):
+    """All of its form was there but no text: a question may bring that about."""
+
+    default_code = "upstream_empty_answer"
 
 
 class GatewayError(QwenASGIError):

@@ -24,6 +24,7 @@ from qwen_asgi.errors import (
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
     UpstreamConnectTimeout,
+    UpstreamEmptyAnswer,
     UpstreamError,
     UpstreamFirstTimeout,
     UpstreamForbidden,
@@ -75,6 +76,12 @@ TABLE: dict[type[QwenASGIError], tuple[type[QwenASGIError], int, str, str | None
     UpstreamIdleTimeout: (UpstreamTimeout, 500, "upstream_error", "upstream_idle_timeout"),
     UpstreamTotalTimeout: (UpstreamTimeout, 500, "upstream_error", "upstream_total_timeout"),
     UpstreamTruncated: (UpstreamError, 500, "upstream_error", "upstream_truncated"),
+    UpstreamEmptyAnswer: (
+        UpstreamInvalidResponse,
+        500,
+        "upstream_error",
+        "upstream_empty_answer",
+    ),
     UpstreamInvalidResponse: (
         UpstreamError,
         500,

@@ -8,6 +8,7 @@ from qwen_asgi.errors import (
     QwenASGIError,
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
+    UpstreamEmptyAnswer,
     UpstreamError,
     UpstreamForbidden,
     UpstreamInvalidResponse,
@@ -42,5 +43,8 @@ def class_of(error: QwenASGIError) -> str:
 
 
 def is_outage(error: QwenASGIError) -> bool:
-    """Whether the upstream itself is broken: a limit, a quota or a refusal is its good working."""
+    """Whether the upstream itself is broken: a limit, a quota or a refusal is its good working, and
+    that a model says nothing may be the question's doing."""
+    if isinstance(error, UpstreamEmptyAnswer):
+        return False
     return isinstance(error, _OUTAGES) or type(error) is UpstreamError

@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 from qwen_asgi import sse
 from qwen_asgi.chat import Event, ReasoningDelta, TextDelta
-from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTruncated
+from qwen_asgi.errors import (
+    UpstreamEmptyAnswer,
+    UpstreamError,
+    UpstreamInvalidResponse,
+    UpstreamTruncated,
+)
 from qwen_asgi.upstreams._documents import read_document, read_object
 from qwen_asgi.upstreams._frame_shapes import FrameShapes
 from qwen_asgi.upstreams._usage import RunningUsage
@@ -38,6 +43,7 @@ class AnswerDecoder(ABC):
         "_document",
         "_events",
         "_frames",
+        "_has_frames",
         "_is_between",
         "_piece",
         "_shapes",
@@ -52,6 +58,8 @@ class AnswerDecoder(ABC):
         self._document: bytearray | None = None
         """The body so far, if it is one JSON document."""
         self._begun = False
+        self._has_frames = False
+        """Whether it has the form of an answer, whatever stands in it."""
         self._start = b""
         """Of a byte order mark, what came."""
         self._events: list[Event] = []
@@ -229,6 +237,7 @@ class AnswerDecoder(ABC):
             if chunk is None:
                 raise UpstreamInvalidResponse("a frame of the upstream's answer is not JSON")
             self._raise_failure(chunk)
+            self._has_frames = True
             self._chunk(chunk, "delta")
         elif data == b"[DONE]":
             self._end()
@@ -236,6 +245,13 @@ class AnswerDecoder(ABC):
         # Other frames are keep-alives; an error is one whatever it says (WE-12).
         if event == b"error":
             raise UpstreamError("the upstream reports an error within its answer")
+
+    def _nothing(self, has_reasoning: bool) -> UpstreamError:
+        """Return the error for an answer without text."""
+        if has_reasoning:
+            return UpstreamEmptyAnswer("the upstream ended its answer after the thinking")
+        kind = UpstreamEmptyAnswer if self._has_frames else UpstreamInvalidResponse
+        return kind("the upstream's answer is empty")
 
     def _raise_failure(self, document: Mapping[str, Any]) -> None:
         error = self._failure(document)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from qwen_asgi.chat import Extra, Finish, FinishReason, ReasoningDelta, TextDelta
-from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse
+from qwen_asgi.errors import UpstreamError
 from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._answer_decoder import AnswerDecoder
 from qwen_asgi.upstreams._think_tags import ThinkTags
@@ -136,11 +136,7 @@ class OpenAIDecoder(AnswerDecoder):
         self._events += self._tool_calls.close()
         reason = self._reason
         if reason is None and not self._has_text and not self._tool_calls:
-            raise UpstreamInvalidResponse(
-                "the upstream ended its answer after the thinking"
-                if self._has_reasoning
-                else "the upstream's answer is empty"
-            )
+            raise self._nothing(self._has_reasoning)
         if self._tool_calls and reason in (None, "stop"):
             # Some servers say `stop` although there are calls (DS-75).
             reason = "tool_calls"

@@ -173,11 +173,7 @@ class QwenWebV1Decoder(AnswerDecoder):
         self._give_up_held()
         self._count_last()
         if not self._has_text and self._reason != "length":
-            raise UpstreamInvalidResponse(
-                "the upstream ended its answer after the thinking"
-                if self._has_reasoning
-                else "the upstream's answer is empty"
-            )
+            raise self._nothing(self._has_reasoning)
         usage = self._usage.total()
         if usage is not None:
             self._events.append(usage)

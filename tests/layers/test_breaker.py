@@ -11,6 +11,7 @@ from qwen_asgi.errors import (
     QwenASGIError,
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
+    UpstreamEmptyAnswer,
     UpstreamError,
     UpstreamFirstTimeout,
     UpstreamInvalidResponse,
@@ -78,6 +79,7 @@ OUTAGES = [
 ]
 GOOD_REASONS = [
     UpstreamRateLimited("later"),
+    UpstreamEmptyAnswer("not a word"),
     UpstreamQuotaExhausted("pay"),
     UpstreamRefused("no"),
     UpstreamAuthenticationFailed("who"),

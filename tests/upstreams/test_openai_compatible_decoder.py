@@ -105,7 +105,7 @@ def test_a_recorded_stream_cut_at_any_byte_is_an_error_until_its_reason_has_come
     for cut in range(len(body)):
         reading = decode(body[:cut])
         if cut < reason:
-            assert type(reading.error) in (UpstreamTruncated, UpstreamInvalidResponse)
+            assert isinstance(reading.error, UpstreamTruncated | UpstreamInvalidResponse)
             assert sample.expect["content"].startswith(reading.text)
         elif reading.error is not None:
             # Cut inside the frame of the usage, or of the end.
@@ -143,8 +143,8 @@ def test_the_reason_is_one_that_openai_knows(said: str, meant: str) -> None:
 
 def test_an_answer_that_says_it_ended_may_be_empty() -> None:
     assert decode(chunk("stop", content="")).finishes == [Finish("stop")]
-    assert type(decode(DONE).error) is UpstreamInvalidResponse
-    assert type(decode(b"").error) is UpstreamInvalidResponse
+    assert isinstance(decode(DONE).error, UpstreamInvalidResponse)
+    assert isinstance(decode(b"").error, UpstreamInvalidResponse)
 
 
 def test_a_done_without_a_reason_ends_an_answer() -> None:

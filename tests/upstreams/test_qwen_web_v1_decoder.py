@@ -98,7 +98,9 @@ def test_each_recorded_answer_means_what_the_wire_notes_say(
 
 def check_error(reading: Reading, expect: dict[str, Any]) -> None:
     error = reading.error
-    assert type(error) is ERRORS[expect["class"]]
+    assert type(error) is ERRORS[expect["class"]] or (
+        expect["class"] == "empty" and isinstance(error, UpstreamInvalidResponse)
+    )
     assert error is not None
     assert not reading.finishes
     if "retry_after_s" in expect:
@@ -357,7 +359,7 @@ def test_a_stream_cut_at_any_byte_is_an_error_unless_all_its_frames_are_whole(
         elif is_cut or (ends_by_close and phases and not ended):
             assert type(reading.error) is UpstreamTruncated, prefix
         elif not text:
-            assert type(reading.error) is UpstreamInvalidResponse, prefix
+            assert isinstance(reading.error, UpstreamInvalidResponse), prefix
         else:
             assert reading.error is None, prefix
         assert len(reading.finishes) == (reading.error is None)
@@ -678,7 +680,7 @@ def test_what_holds_no_answer_is_an_error(
     body = NO_ANSWERS[name]
     for size in SPLITS:
         reading = read(decoder(incremental, ends_by_close), pieces(body, size))
-        assert type(reading.error) is UpstreamInvalidResponse
+        assert isinstance(reading.error, UpstreamInvalidResponse)
         assert reading.text == ""
         assert not reading.finishes
 
@@ -698,18 +700,18 @@ def test_an_answer_longer_than_its_limits_is_an_error_after_all_its_text() -> No
         if not start.endswith(b'"'):
             body = [frame("ha"), frame("haha"), start, *[b"data: %b\n" % megabyte] * 17]
         reading = read(decoder(), body)
-        assert type(reading.error) is UpstreamInvalidResponse
+        assert isinstance(reading.error, UpstreamInvalidResponse)
         assert "too long" in str(reading.error)
         assert reading.text == "hahaha"
     reading = read(decoder(), [b'{"a": "', *[megabyte] * 17])
-    assert type(reading.error) is UpstreamInvalidResponse
+    assert isinstance(reading.error, UpstreamInvalidResponse)
     assert "too long" in str(reading.error)
 
 
 def test_a_stream_that_contradicts_its_own_snapshots_is_an_error_and_takes_nothing_back() -> None:
     body = [frame("The answer"), frame("The answer is"), frame("No: it"), DONE]
     reading = read(decoder(incremental=False), body)
-    assert type(reading.error) is UpstreamInvalidResponse
+    assert isinstance(reading.error, UpstreamInvalidResponse)
     assert ADVICE in str(reading.error)
     assert reading.text == "The answer is"
 
@@ -808,7 +810,7 @@ def check(body: Sequence[bytes], text: str, reasoning: str, incremental: bool, e
         assert reading.error is None
         assert reading.events[-1] == Finish("stop")
     else:
-        assert type(reading.error) is UpstreamInvalidResponse
+        assert isinstance(reading.error, UpstreamInvalidResponse)
     assert all(event.text for event in reading.events if isinstance(event, TextDelta))
 
 
@@ -974,7 +976,7 @@ def test_pieces_where_snapshots_were_asked_for_are_read_whole_or_are_an_error(
         if reading.text != text:
             assert all(longest.startswith(content) for content in contents)
     else:
-        assert type(reading.error) is UpstreamInvalidResponse
+        assert isinstance(reading.error, UpstreamInvalidResponse)
 
 
 @thorough
