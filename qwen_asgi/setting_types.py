@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Se
 
 DialectName = Literal["qwen-web-v1", "qwen-web-v2", "model-studio", "openai"]
 
+ToolForm = Literal["hermes", "coder", "brackets"]
+"""What a model without tools of its own is asked to write its calls in."""
+
 REGIONS = {
     "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
     "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",

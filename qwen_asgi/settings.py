@@ -39,6 +39,7 @@ from qwen_asgi.setting_types import (
     Models,
     Seconds,
     SecondsOrNone,
+    ToolForm,
     with_address,
 )
 from qwen_asgi.upstream_settings import Name, RouteSettings, Step, UpstreamSettings
@@ -58,6 +59,7 @@ ENVIRONMENT = {
     "QWEN_MODELS": "models",
     "QWEN_INCREMENTAL": "incremental",
     "QWEN_KEEP_CHATS": "keep_chats",
+    "QWEN_TOOL_FORM": "tool_form",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
     "HTTP_PROXY": "http_proxy",
@@ -126,6 +128,9 @@ class Settings(BaseModel):
     keep_chats: bool = False
     """Whether `qwen-web-v2` leaves each chat in the account; otherwise it is removed when its
     answer is over."""
+    tool_form: ToolForm = "hermes"
+    """How the model of a web chat, which has no tools, is asked to write a call: `hermes`, as JSON
+    between tags, `coder`, in the tags of Qwen3-Coder, `brackets`, as JSON between square ones."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 

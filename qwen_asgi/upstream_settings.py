@@ -21,6 +21,7 @@ from qwen_asgi.setting_types import (
     Models,
     Seconds,
     SecondsOrNone,
+    ToolForm,
     with_address,
 )
 
@@ -54,6 +55,8 @@ class UpstreamSettings(BaseModel):
     """See `Settings.incremental`."""
     keep_chats: bool = False
     """See `Settings.keep_chats`."""
+    tool_form: ToolForm = "hermes"
+    """See `Settings.tool_form`."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers, that replace or extend the dialect's own."""
 

@@ -20,6 +20,7 @@ from qwen_asgi.layers.limit import Limit
 from qwen_asgi.layers.named import Named
 from qwen_asgi.layers.retry import Retry, RetryBudget
 from qwen_asgi.layers.target import Target
+from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.model_list import ModelList
 from qwen_asgi.setting_types import revealed
 from qwen_asgi.settings import Settings
@@ -118,11 +119,12 @@ def wire(
             transports.append(lane)
         upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
     lists = {name: _model_list(several[name], upstream) for name, upstream in upstreams.items()}
+    asked = {name: _asked(several[name], upstream) for name, upstream in upstreams.items()}
     if not settings.upstreams:
-        only = upstreams[ALONE]
+        only = asked[ALONE]
         catalog = Catalog(lists, lambda model, names: only)
     else:
-        routing = _Routing(settings, upstreams)
+        routing = _Routing(settings, asked)
         catalog = Catalog(lists, routing.serve, routing.routes())
     return Wired(settings, several, catalog, upstreams, transports)
 
@@ -136,6 +138,7 @@ def _the_one(settings: Settings) -> UpstreamSettings:
         models=settings.models,
         incremental=settings.incremental,
         keep_chats=settings.keep_chats,
+        tool_form=settings.tool_form,
         headers=settings.headers,
         total_timeout=settings.total_timeout,
     )
@@ -178,6 +181,13 @@ def _upstream(
             return HTTPUpstream(ModelStudio(url, key, headers=headers), transport, timeouts)
         case "openai":
             return HTTPUpstream(OpenAICompatible(url, key, headers=headers), transport, timeouts)
+
+
+def _asked(its: UpstreamSettings, upstream: Upstream) -> Upstream:
+    """Return the upstream with what its dialect lacks put around it."""
+    if its.dialect in ("qwen-web-v1", "qwen-web-v2"):
+        return EmulatedTools(upstream, form=its.tool_form)
+    return upstream
 
 
 def _model_list(its: UpstreamSettings, upstream: Reached) -> ModelList:

@@ -156,7 +156,7 @@ BAD = [
         [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
     ),
     content("a picture that is a number", "[0].image_url", [{"type": "image_url", "image_url": 1}]),
-    message("a tool's result", "messages[0]", role="tool", tool_call_id="x"),
+    message("a function's result", "messages[0]", role="function"),
     message("a chat type that is a number", "messages[0].chat_type", chat_type=1),
     message("extra that is text", "messages[0].extra", extra="x"),
     # Other fields.
@@ -185,7 +185,7 @@ BAD = [
     fields("n of 2", "n", n=2),
     fields("n of 0", "n", n=0),
     fields("tools that are an object", "tools", tools={}),
-    fields("a tool", "tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+    fields("a tool", "tools[0]", tools=[{"type": "web_search"}]),
     fields("stop that is a number", "stop", stop=1),
     fields("stop that lists numbers", "stop", stop=[1]),
     fields("response_format that is text", "response_format", response_format="json"),

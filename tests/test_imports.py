@@ -83,7 +83,13 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.authentication": {"qwen_asgi.errors"},
     "qwen_asgi.model_list": MIDDLE,
     "qwen_asgi.catalog": {*MIDDLE, "qwen_asgi.model_list"},
-    "qwen_asgi.layers": MIDDLE,
+    "qwen_asgi.tool_text": MIDDLE,
+    "qwen_asgi.layers": PURE
+    | {
+        "qwen_asgi.tool_text.parser",
+        "qwen_asgi.tool_text.prompt",
+        "qwen_asgi.tool_text.tools",
+    },
     "qwen_asgi.disconnect": set(),
     "qwen_asgi.exchange": {*MIDDLE, "qwen_asgi.request_log"},
     "qwen_asgi.http": {*MIDDLE, "qwen_asgi.disconnect"},
@@ -248,7 +254,12 @@ def test_only_the_program_and_the_simulator_touch_the_process() -> None:
 
 
 AWAITING = {"qwen_asgi.upstreams.call", "qwen_asgi.upstreams.stored_chats"}
-PURE_FOLDERS = [*within("qwen_asgi.apis"), *within("qwen_asgi.upstreams"), *sorted(PURE)]
+PURE_FOLDERS = [
+    *within("qwen_asgi.apis"),
+    *within("qwen_asgi.tool_text"),
+    *within("qwen_asgi.upstreams"),
+    *sorted(PURE),
+]
 
 
 @pytest.mark.parametrize("module", sorted(set(PURE_FOLDERS) - AWAITING))

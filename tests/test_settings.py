@@ -53,6 +53,7 @@ def test_defaults_are_the_designs() -> None:
         ),
         "incremental": True,
         "keep_chats": False,
+        "tool_form": "hermes",
         "upstreams": {},
         "routes": {},
         "headers": {},
@@ -119,6 +120,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "incremental": ([True, False], ["maybe", None, 2]),
     "keep_chats": ([True, False], ["maybe", None, 2]),
+    "tool_form": (["hermes", "coder", "brackets"], ["xml", "", None, 2]),
     "headers": (
         [{}, {"X-A": "b"}, {"x-a": "b c\td"}],
         [
@@ -343,6 +345,7 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_MODELS": ("models", " a, b ,,a", ("a", "b")),
     "QWEN_INCREMENTAL": ("incremental", "false", False),
     "QWEN_KEEP_CHATS": ("keep_chats", "true", True),
+    "QWEN_TOOL_FORM": ("tool_form", "coder", "coder"),
     "QWEN_HEADERS": ("headers", "User-Agent: x\nX-A: b: c", {"user-agent": "x", "x-a": "b: c"}),
     "QWEN_CLIENT_KEYS": ("client_keys", "a, b", (SecretStr("a"), SecretStr("b"))),
     "HTTP_PROXY": ("http_proxy", "proxy:3128", SecretStr("http://proxy:3128")),

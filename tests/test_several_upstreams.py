@@ -154,11 +154,11 @@ def test_what_one_dialect_cannot_the_next_one_may(
     first: SimulatedQwen,
     second: SimulatedQwen,
 ) -> None:
-    second.tool_calls = [("f", "{}")]
+    wish = {"type": "json_object"}
     at = url(upstreams=upstreams("qwen-web-v2", "model-studio"))
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    message = answer_of(http.post(at + CHAT, json=ask(tools=tools)))["choices"][0]["message"]
-    assert message["tool_calls"][0]["function"]["name"] == "f"
+    response = http.post(at + CHAT, json=ask(response_format=wish))
+    assert served_by(response) == ("second", "1")
+    assert next(r for r in second.requests if r.is_chat).body["response_format"] == wish
     assert not first.requests
 
 

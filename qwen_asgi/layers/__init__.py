@@ -11,5 +11,6 @@ outside to inside:
           Breaker      leaves an upstream alone that fails
             Limit      lets so many chats in at once; the others wait for their turn
               Named    notes who is asked, and how often
-                the upstream itself
+                EmulatedTools    at a web chat, which has none: also where it is the only upstream
+                  the upstream itself
 """

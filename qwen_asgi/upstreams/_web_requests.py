@@ -21,7 +21,7 @@ def web_model(entry: Mapping[str, Any], stream_only: bool) -> ModelInfo:
         entry["id"],
         context=count_in(meta, "max_context_length"),
         thinking=_flag(abilities, "thinking") or (True if has_thoughts else None),
-        tools=False,
+        tools=True,
         vision=_flag(abilities, "vision"),
         stream_only=stream_only,
     )

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from qwen_asgi.upstreams._fields import Refused
 
-Fate = Literal["forwarded", "translated", "ignored"]
+Fate = Literal["forwarded", "translated", "emulated", "ignored"]
 FORWARDED: Fate = "forwarded"
 """Sent on under its own name, as the client gave it."""
 TRANSLATED: Fate = "translated"
 """Reaches the upstream in another form, or is done by the gateway in its place."""
+EMULATED: Fate = "emulated"
+"""Done by the gateway around the dialect, which does not know it (`qwen_asgi.layers`)."""
 IGNORED: Fate = "ignored"
 """Has no effect, and is named in the header `x-qwen-asgi-ignored`."""
 
@@ -71,7 +73,7 @@ FIELDS: Mapping[str, Row] = {
         Refused(lambda value: value != ["text"], 'it only gives text; set it to ["text"]')
     ),
     "n": _everywhere(_ONE_CHOICE),
-    "parallel_tool_calls": _native(IGNORED),
+    "parallel_tool_calls": _native(EMULATED),
     "prediction": _native(IGNORED),
     "presence_penalty": _native(IGNORED),
     "prompt_cache_key": _native(IGNORED),
@@ -90,8 +92,8 @@ FIELDS: Mapping[str, Row] = {
     "store": _native(IGNORED),
     "sub_chat_type": (FORWARDED, IGNORED, FORWARDED, FORWARDED),
     "thinking_budget": (TRANSLATED, TRANSLATED, FORWARDED, FORWARDED),
-    "tool_choice": _native(_CALLS),
-    "tools": _native(_TOOLS),
+    "tool_choice": _native(EMULATED),
+    "tools": _native(EMULATED),
     "top_logprobs": _native(IGNORED),
     "top_p": _native(IGNORED),
     "user": _native(IGNORED),
@@ -109,9 +111,13 @@ MESSAGE_FIELDS: Mapping[str, Row] = {
     "extra": (FORWARDED, IGNORED, FORWARDED, FORWARDED),
     "feature_config": (FORWARDED, TRANSLATED, FORWARDED, FORWARDED),
     "name": _native(IGNORED),
-    "tool_call_id": _native(IGNORED),
+    "tool_call_id": _native(EMULATED),
+    "tool_calls": _native(EMULATED),
 }
-"""Of a message, beside its role and content. At a web chat a tool's call or result is refused."""
+"""Of a message, beside its role and content."""
+
+AT_THE_DIALECT: Mapping[str, Refused] = {"tool_choice": _CALLS, "tools": _TOOLS}
+"""What becomes of what is emulated where it comes to the dialect itself: a choice without tools."""
 
 OTHERS: Row = _native(IGNORED)
 """Any field that is not in these tables, of a request or of a message."""
@@ -133,9 +139,12 @@ def column(dialect: str) -> Column:
     """Return a dialect's column of the table."""
     number = DIALECTS.index(dialect)
     cells = {field: row[number] for field, row in FIELDS.items()}
-    in_messages = {field for field, row in MESSAGE_FIELDS.items() if row[number] != IGNORED}
+    lost = (IGNORED, EMULATED)
+    in_messages = {field for field, row in MESSAGE_FIELDS.items() if row[number] not in lost}
+    # A choice without tools, and no tools at all, come to the dialect itself.
+    cells |= {field: rule for field, rule in AT_THE_DIALECT.items() if cells[field] == EMULATED}
     return Column(
         refused={field: cell for field, cell in cells.items() if isinstance(cell, Refused)},
-        known=frozenset(field for field, cell in cells.items() if cell != IGNORED),
+        known=frozenset(field for field, cell in cells.items() if cell not in lost),
         known_in_messages=frozenset(in_messages),
     )

@@ -120,7 +120,7 @@ class QwenWebV1:
         return [web_model(entry, stream_only=False) for entry in listed_models(document)]
 
     def describe(self, model: str) -> ModelInfo:
-        return ModelInfo(model, tools=False, stream_only=False)
+        return ModelInfo(model, tools=True, stream_only=False)
 
 
 def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class QwenWebV2:
         ]
 
     def describe(self, model: str) -> ModelInfo:
-        return ModelInfo(model, tools=False, stream_only=True)
+        return ModelInfo(model, tools=True, stream_only=True)
 
     def _completion(self, body: Mapping[str, Any], chat_id: str) -> UpstreamRequest:
         path = f"/api/v2/chat/completions?chat_id={quote(chat_id, safe='')}"

@@ -318,8 +318,8 @@ async def test_an_endless_refusal_is_not_read_to_its_end() -> None:
 async def test_models_are_read() -> None:
     transport = ScriptedTransport([b'{"data": [{"id": "a"},', b' {"id": "b"}]}'])
     assert await upstream(transport).models() == [
-        ModelInfo("a", tools=False, stream_only=False),
-        ModelInfo("b", tools=False, stream_only=False),
+        ModelInfo("a", tools=True, stream_only=False),
+        ModelInfo("b", tools=True, stream_only=False),
     ]
     assert (transport.requests[0].method, transport.open_now) == ("GET", 0)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from qwen_asgi.apis import openai_chat
 from qwen_asgi.apis.openai_chat import OpenAIChat
-from qwen_asgi.chat import ChatRequest
+from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.upstreams._fields import Refused
 from qwen_asgi.upstreams.field_policy import (
     DIALECTS,
+    EMULATED,
     FIELDS,
     FORWARDED,
     IGNORED,
@@ -85,7 +90,12 @@ HARMLESS: dict[str, Any] = {
 }
 """A value of a refused field that asks for nothing."""
 
-BESIDE: dict[str, dict[str, Any]] = {"thinking_budget": {"enable_thinking": True}}
+TOOLS = PROBES["tools"]
+BESIDE: dict[str, dict[str, Any]] = {
+    "thinking_budget": {"enable_thinking": True},
+    "tool_choice": {"tools": TOOLS},
+    "parallel_tool_calls": {"tools": TOOLS},
+}
 """What a field says something together with."""
 
 MESSAGE_PROBES: dict[str, Any] = {
@@ -94,7 +104,9 @@ MESSAGE_PROBES: dict[str, Any] = {
     "feature_config": {"thinking_enabled": True, "thinking_budget": 5},
     "name": "anna",
     "tool_call_id": "c1",
+    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
 }
+ROLES = {"tool_call_id": "tool", "tool_calls": "assistant"}
 
 FRESH_EACH_TIME = {"session_id", "chat_id", "id", "fid", "childrenIds", "timestamp"}
 
@@ -136,6 +148,9 @@ def test_what_the_table_says_of_a_field_is_what_happens(
 ) -> None:
     value, beside = PROBES[field], BESIDE.get(field, {})
     request = ask(**beside, **{field: value})
+    if cell == EMULATED:
+        check_emulated(dialect, request, ask(**beside))
+        return
     if isinstance(cell, Refused):
         check_refused(field, dialect, request)
         return
@@ -154,6 +169,42 @@ def test_what_the_table_says_of_a_field_is_what_happens(
         case "translated":
             check_translated(field, dialect, request, document, without)
             assert not is_named
+
+
+class Noted:
+    """An upstream that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[ChatRequest] = []
+
+    @asynccontextmanager
+    async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
+        self.asked.append(request)
+        yield _nothing()
+
+
+async def _nothing() -> AsyncIterator[Sequence[Event]]:
+    yield []
+
+
+def emulated(request: ChatRequest) -> ChatRequest:
+    """Return what the dialect is asked for in the place of a request with tools."""
+    noted = Noted()
+
+    async def ask_once() -> None:
+        async with EmulatedTools(noted)(request):
+            pass
+
+    asyncio.run(ask_once())
+    [asked] = noted.asked
+    return asked
+
+
+def check_emulated(dialect: str, request: ChatRequest, without: ChatRequest) -> None:
+    plain = emulated(request)
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & plain.options.keys()
+    assert sent(dialect, plain) != sent(dialect, emulated(without))
+    assert plain.notes.ignored == ()
 
 
 def check_refused(field: str, dialect: str, request: ChatRequest) -> None:
@@ -192,13 +243,21 @@ def check_translated(
 def test_what_the_table_says_of_a_message_s_field_is_what_happens(field: str, dialect: str) -> None:
     cell = MESSAGE_FIELDS.get(field, OTHERS)[DIALECTS.index(dialect)]
     value = MESSAGE_PROBES.get(field, "x")
-    request = ask(messages=[{"role": "user", "content": "hi", field: value}])
+    role = ROLES.get(field, "user")
+    request = ask(messages=[{"role": role, "content": "hi", field: value}])
+    if cell == EMULATED:
+        plain = emulated(request)
+        assert sent(dialect, plain) != sent(dialect, ask())
+        assert plain.notes.ignored == ()
+        return
     document, without = sent(dialect, request), sent(dialect, ask())
     assert (f"messages.{field}" in request.notes.ignored) is (cell == IGNORED)
     if cell == IGNORED:
         assert document == without
     elif cell == FORWARDED:
-        assert document["messages"][-1][field] == value
+        assert document["messages"][-1][field] == json.loads(
+            json.dumps(value), object_hook=_without_what_is_fresh
+        )
     else:
         assert cell == TRANSLATED
         assert document != without
@@ -223,5 +282,5 @@ def test_a_column_is_what_a_dialect_asks_for() -> None:
     studio, web = column("model-studio"), column("qwen-web-v1")
     assert studio.refused.keys() == {"n"}
     assert {"tools", "n"} <= web.refused.keys() <= web.known
-    assert "seed" not in web.known
+    assert not {"seed", "parallel_tool_calls"} & web.known
     assert web.known_in_messages == {"chat_type", "extra", "feature_config"}

@@ -269,11 +269,11 @@ def test_a_list_says_what_each_model_can_do() -> None:
         "qwen3.7-plus",
         context=1_000_000,
         thinking=True,
-        tools=False,
+        tools=True,
         vision=True,
         stream_only=True,
     )
     assert (top.thinking, top.vision) == (True, None)
-    assert DIALECT.describe("x") == ModelInfo("x", tools=False, stream_only=True)
+    assert DIALECT.describe("x") == ModelInfo("x", tools=True, stream_only=True)
     coder, *_ = DIALECT.decode_models(b'{"data": [{"id": "a", "info": {"meta": []}}]}')
-    assert coder == ModelInfo("a", tools=False, stream_only=True)
+    assert coder == ModelInfo("a", tools=True, stream_only=True)
