@@ -58,7 +58,7 @@ class Notes:
     upstream: str = ""
     """Which of several upstreams was asked last; empty where there is but one."""
     attempts: int = 0
-    """How often one of them was asked."""
+    """How often an upstream was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

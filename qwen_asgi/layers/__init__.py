@@ -10,7 +10,7 @@ outside to inside:
         Target         gives the model its name there, and sets fields
           Breaker      leaves an upstream alone that fails
             Limit      lets so many chats in at once; the others wait for their turn
-              Named    notes who is asked, and how often
+              Named    notes who is asked
                 EmulatedTools    at a web chat, which has none: also where it is the only upstream
                   the upstream itself
 """

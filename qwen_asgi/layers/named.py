@@ -1,4 +1,4 @@
-"""Notes on the request which upstream is asked, and how often one was."""
+"""Notes on the request which upstream is asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ class Named:
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
         notes = request.notes
         notes.upstream = self._name
-        notes.attempts += 1
         # What another upstream ignored is not what this one ignores.
         notes.ignored = ()
         return self._upstream(request)

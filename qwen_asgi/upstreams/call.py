@@ -154,6 +154,7 @@ class _OneCall(Call):
     async def __aenter__(self) -> Batches:
         call = self._upstream.dialect.encode(self._request)
         request = self._request
+        request.notes.attempts += 1
         return await self._enter(call, Clock(self._upstream.timeouts, request.deadline))
 
 

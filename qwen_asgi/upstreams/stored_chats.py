@@ -120,6 +120,7 @@ class _ChatCall(Call):
     async def __aenter__(self) -> Batches:
         chats = self._chats
         opening = chats.chats.encode_opening(self._request)
+        self._request.notes.attempts += 1
         clock = Clock(chats.timeouts, self._request.deadline)
         # A client that leaves meanwhile leaves a chat behind whose name nobody knows; it is empty.
         self._chat_id = chats.chats.decode_opening(await chats.document(opening.call, clock))
