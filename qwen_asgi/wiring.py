@@ -19,6 +19,7 @@ from qwen_asgi.layers.fallback import Candidate, Fallback
 from qwen_asgi.layers.limit import Limit
 from qwen_asgi.layers.named import Named
 from qwen_asgi.layers.retry import Retry, RetryBudget
+from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.target import Target
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.model_list import ModelList
@@ -186,7 +187,7 @@ def _upstream(
 def _asked(its: UpstreamSettings, upstream: Upstream) -> Upstream:
     """Return the upstream with what its dialect lacks put around it."""
     if its.dialect in ("qwen-web-v1", "qwen-web-v2"):
-        return EmulatedTools(upstream, form=its.tool_form)
+        return StopSequences(EmulatedTools(upstream, form=its.tool_form))
     return upstream
 
 

@@ -319,6 +319,26 @@ def test_a_failure_in_mid_stream_raises_behind_the_text_before_it(
     assert {chunk.choices[0].finish_reason for chunk in chunks} == {None}
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_a_web_chat_s_answer_ends_at_a_stop_sequence(
+    client: OpenAI, qwen: SimulatedQwen, dialect: str, stream: bool
+) -> None:
+    if not dialect.startswith("qwen-web"):
+        pytest.skip("the server does that")
+    qwen.reply, qwen.pieces = "one two three", 2
+    if not stream:
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO, stop="two")
+        assert answer.choices[0].message.content == "one "
+        assert answer.choices[0].finish_reason == "stop"
+    else:
+        chunks = list(
+            client.chat.completions.create(model=MODEL, messages=HELLO, stop=["wo"], stream=True)
+        )
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "one t"
+        assert chunks[-1].choices[0].finish_reason == "stop"
+    qwen.wait_for(lambda qwen: qwen.open == 0)
+
+
 def test_closing_a_stream_frees_the_upstream(client: OpenAI, qwen: SimulatedQwen) -> None:
     qwen.reply, qwen.pieces, qwen.pace = "x" * 10_000, 1, 0.001
     with client.chat.completions.create(model=MODEL, messages=HELLO, stream=True) as stream:

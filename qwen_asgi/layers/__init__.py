@@ -11,6 +11,7 @@ outside to inside:
           Breaker      leaves an upstream alone that fails
             Limit      lets so many chats in at once; the others wait for their turn
               Named    notes who is asked
-                EmulatedTools    at a web chat, which has none: also where it is the only upstream
-                  the upstream itself
+                StopSequences    at a web chat, which has none; also where it is the only upstream
+                  EmulatedTools  the same
+                    the upstream itself
 """

@@ -88,7 +88,7 @@ FIELDS: Mapping[str, Row] = {
     "seed": _native(IGNORED),
     "service_tier": _native(IGNORED),
     "size": (FORWARDED, FORWARDED, FORWARDED, FORWARDED),
-    "stop": _native(IGNORED),
+    "stop": _native(EMULATED),
     "store": _native(IGNORED),
     "sub_chat_type": (FORWARDED, IGNORED, FORWARDED, FORWARDED),
     "thinking_budget": (TRANSLATED, TRANSLATED, FORWARDED, FORWARDED),

@@ -14,6 +14,7 @@ from qwen_asgi.apis import openai_chat
 from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.upstreams._fields import Refused
 from qwen_asgi.upstreams.field_policy import (
@@ -149,7 +150,7 @@ def test_what_the_table_says_of_a_field_is_what_happens(
     value, beside = PROBES[field], BESIDE.get(field, {})
     request = ask(**beside, **{field: value})
     if cell == EMULATED:
-        check_emulated(dialect, request, ask(**beside))
+        check_emulated(dialect, field, request, ask(**beside))
         return
     if isinstance(cell, Refused):
         check_refused(field, dialect, request)
@@ -192,7 +193,7 @@ def emulated(request: ChatRequest) -> ChatRequest:
     noted = Noted()
 
     async def ask_once() -> None:
-        async with EmulatedTools(noted)(request):
+        async with StopSequences(EmulatedTools(noted))(request):
             pass
 
     asyncio.run(ask_once())
@@ -200,10 +201,12 @@ def emulated(request: ChatRequest) -> ChatRequest:
     return asked
 
 
-def check_emulated(dialect: str, request: ChatRequest, without: ChatRequest) -> None:
+def check_emulated(dialect: str, field: str, request: ChatRequest, without: ChatRequest) -> None:
     plain = emulated(request)
-    assert not {"tools", "tool_choice", "parallel_tool_calls"} & plain.options.keys()
-    assert sent(dialect, plain) != sent(dialect, emulated(without))
+    assert field not in plain.options
+    # Tools are asked for in words, and stop sequences of nobody.
+    is_asked_for = sent(dialect, plain) != sent(dialect, emulated(without))
+    assert is_asked_for is (field != "stop")
     assert plain.notes.ignored == ()
 
 
