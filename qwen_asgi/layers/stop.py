@@ -35,10 +35,11 @@ class StopText:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for sequence in self._sequences if (at := text.find(sequence)) >= 0]
+        # The one that is whole first ends the answer, as if it came letter by letter.
+        found = [(at + len(s), at) for s in self._sequences if (at := text.find(s)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         held = self._beginning_at_the_end_of(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

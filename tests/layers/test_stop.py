@@ -103,11 +103,11 @@ async def test_what_is_no_sequence_is_refused(stop: Any) -> None:
     sizes=st.lists(st.integers(1, 5), min_size=30, max_size=30),
 )
 def test_any_split_gives_the_same(text: str, sequences: list[str], sizes: list[int]) -> None:
-    places = [place for sequence in sequences if (place := text.find(sequence)) >= 0]
-    expected = text[: min(places)] if places else text
-    stop, out, at = StopText(sequences), "", 0
+    ends = [(at + len(s), at) for s in sequences if (at := text.find(s)) >= 0]
+    expected = text[: min(ends)[1]] if ends else text
+    stop, out, place = StopText(sequences), "", 0
     for size in sizes:
-        out += stop.feed(text[at : at + size])
-        at += size
+        out += stop.feed(text[place : place + size])
+        place += size
     assert out + stop.close() == expected
-    assert stop.stopped is bool(places)
+    assert stop.stopped is bool(ends)
