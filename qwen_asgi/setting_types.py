@@ -42,7 +42,10 @@ def _address(value: str) -> str:
         parts = urlsplit("")
         port = None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError("should be an address such as https://chat.qwenlm.ai")
+        raise ValueError(
+            "should be an address such as https://chat.qwenlm.ai; of model-studio it may be a "
+            f"region, {', '.join(REGIONS)}"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("should hold no user, query or fragment; the credential is api_key")
     if not value.isascii() or any(c.isspace() for c in value):

@@ -361,6 +361,8 @@ def _findings(exc: ValidationError) -> list[Finding]:
         place = _place(error["loc"])
         message = error["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
+        for ours, theirs in _IN_OTHER_WORDS.items():
+            message = message.replace(theirs, ours)
         shown = _may_be_shown(place, error["input"])
         findings.append((place, f"{message}, not {error['input']!r}" if shown else message))
     return list(dict.fromkeys(findings))
@@ -373,6 +375,10 @@ def _error(findings: Sequence[Finding]) -> SettingsError:
 
 def _dotted(place: Sequence[str | int]) -> str:
     return ".".join(map(str, place))
+
+
+_IN_OTHER_WORDS = {"a list": "a valid tuple", "a table": "a valid dictionary"}
+"""What a file and its reader call a thing, and what pydantic does."""
 
 
 def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:

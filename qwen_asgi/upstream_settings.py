@@ -108,12 +108,16 @@ def _step(value: Any) -> Any:
     return {"upstream": value} if isinstance(value, str) else value
 
 
+def _steps(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class RouteSettings(BaseModel):
     """Where a model is asked for, and with what."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    to: tuple[Annotated[Step, BeforeValidator(_step)], ...] = ()
+    to: Annotated[tuple[Annotated[Step, BeforeValidator(_step)], ...], BeforeValidator(_steps)] = ()
     """The upstreams, in their order; empty for all that serve a model of this name."""
     model: ModelName | None = None
     """Its name at those of `to` that name none; None for the same name."""

@@ -52,6 +52,11 @@ def test_the_example_says_what_it_means() -> None:
     assert "canary" not in settings.model_dump_json()
 
 
+def test_one_upstream_may_stand_without_its_brackets(config: Any) -> None:
+    settings = config('[upstreams.a]\ndialect = "model-studio"\n[routes.m]\nto = "a"\n')
+    assert [step.upstream for step in settings.routes["m"].to] == ["a"]
+
+
 def test_a_variable_goes_before_the_file_and_the_file_before_a_default(config: Any) -> None:
     text = 'max_body = 2048\nheartbeat = 5\nclient_keys = ["env:KEY"]\ntotal_timeout = "none"\n'
     settings = config(text, QWEN_MAX_BODY="4096", KEY="canary")
@@ -113,6 +118,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
         '[upstreams.a]\ndialect = "model-studio"\napi_key = "env:NOT_THERE"\n',
         ", line 3: upstreams.a.api_key: the variable NOT_THERE is not set",
     ),
+    "a region": (
+        '[upstreams.a]\ndialect = "model-studio"\nbase_url = "beijin"\n',
+        "region, beijing, singapore, us, hongkong, not 'beijin'",
+    ),
+    "a list": ("upstreams = [1]\n", ", line 1: upstreams: input should be a table, not [1]"),
     "a top field": ("x = 1\nmax_body = 1\n", ", line 1: x: extra inputs are not permitted"),
 }
 
