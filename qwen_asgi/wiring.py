@@ -16,6 +16,7 @@ from qwen_asgi.catalog import ABILITIES, Catalog, Route
 from qwen_asgi.chat import Upstream
 from qwen_asgi.layers.breaker import Breaker
 from qwen_asgi.layers.fallback import Candidate, Fallback
+from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.limit import Limit
 from qwen_asgi.layers.named import Named
 from qwen_asgi.layers.retry import Retry, RetryBudget
@@ -187,7 +188,7 @@ def _upstream(
 def _asked(its: UpstreamSettings, upstream: Upstream) -> Upstream:
     """Return the upstream with what its dialect lacks put around it."""
     if its.dialect in ("qwen-web-v1", "qwen-web-v2"):
-        return StopSequences(EmulatedTools(upstream, form=its.tool_form))
+        return JSONAnswers(StopSequences(EmulatedTools(upstream, form=its.tool_form)))
     return upstream
 
 

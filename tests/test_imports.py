@@ -86,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.tool_text": MIDDLE,
     "qwen_asgi.layers": PURE
     | {
+        "qwen_asgi.tool_text.json_object",
         "qwen_asgi.tool_text.parser",
         "qwen_asgi.tool_text.prompt",
         "qwen_asgi.tool_text.tools",
@@ -159,6 +160,7 @@ OUTSIDE: dict[str, set[str]] = {
     },
     "ssl": set(within("qwen_asgi.transports")),
     "httptools": set(within("qwen_asgi.transports")),
+    "jsonschema": {"qwen_asgi.layers.json_answer"},
     "requests": set(),
     "uvicorn": {"qwen_asgi.standalone", "qwen_asgi.testing.server"},
     "starlette": {
@@ -198,8 +200,10 @@ def test_nothing_else_is_imported_than_what_the_project_depends_on() -> None:
         "dotenv",
         "httptools",
         "httpx",
+        "jsonschema",  # An extra; it brings `referencing`.
         "pydantic",
         "pydantic_core",
+        "referencing",
         "starlette",
         "typing_extensions",  # It comes with pydantic.
         "uvicorn",

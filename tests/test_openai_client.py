@@ -169,7 +169,6 @@ def test_a_stream_has_these_headers_too(client: OpenAI, dialect: str) -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "n": {"n": 2},
-    "response_format": {"response_format": {"type": "json_object"}},
     "logprobs": {"logprobs": True},
     "audio": {"audio": {"voice": "alloy", "format": "wav"}},
     "modalities": {"modalities": ["text", "audio"]},

@@ -290,8 +290,8 @@ def test_the_setup_installs_what_its_name_says() -> None:
     setup = (ROOT / ".ci" / "setup").read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "standalone" in project["project"]["optional-dependencies"]
-    assert "-e '.[standalone]' --group dev" in setup
-    assert "-e '.[standalone]' openai" in setup
+    assert "-e '.[standalone,structured]' --group dev" in setup
+    assert "-e '.[standalone,structured]' openai" in setup
     assert "dev" in project["dependency-groups"]
 
 

@@ -11,7 +11,8 @@ outside to inside:
           Breaker      leaves an upstream alone that fails
             Limit      lets so many chats in at once; the others wait for their turn
               Named    notes who is asked
-                StopSequences    at a web chat, which has none; also where it is the only upstream
-                  EmulatedTools  the same
-                    the upstream itself
+                JSONAnswers      at a web chat, which knows none of these, also where it is the
+                  StopSequences  only upstream
+                    EmulatedTools
+                      the upstream itself
 """

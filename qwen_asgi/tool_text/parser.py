@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from qwen_asgi.chat import TextDelta, ToolCallDelta
 from qwen_asgi.errors import UpstreamInvalidResponse, UpstreamTruncated
-from qwen_asgi.tool_text.argument_text import ArgumentText, NotJSON
 from qwen_asgi.tool_text.calls import Call, read_calls
+from qwen_asgi.tool_text.json_object import NotJSON, ObjectText
 from qwen_asgi.tool_text.tools import Toolbox
 
 Pieces = list[TextDelta | ToolCallDelta]
@@ -108,7 +108,7 @@ class ToolText:
         """Whether what stands behind the tag may still show that it is a word."""
         self._scanned = 0
         """Characters of the body in which no end was found."""
-        self._arguments = ArgumentText()
+        self._arguments = ObjectText()
         self._run = 0
         """Backticks that the text ends with."""
         self._fenced = False
@@ -324,7 +324,7 @@ class ToolText:
 
     def _begin(self, name: str, out: Pieces) -> None:
         out.append(ToolCallDelta(self._calls, "", id=self._new_id(), name=name))
-        self._arguments = ArgumentText()
+        self._arguments = ObjectText()
         self._body = ""
         self._state = "arguments"
 

@@ -78,12 +78,7 @@ FIELDS: Mapping[str, Row] = {
     "presence_penalty": _native(IGNORED),
     "prompt_cache_key": _native(IGNORED),
     "reasoning_effort": (TRANSLATED, TRANSLATED, TRANSLATED, FORWARDED),
-    "response_format": _native(
-        Refused(
-            lambda value: value.get("type") != "text",
-            'it only gives plain text; set it to {"type": "text"} or leave it out',
-        )
-    ),
+    "response_format": _native(EMULATED),
     "safety_identifier": _native(IGNORED),
     "seed": _native(IGNORED),
     "service_tier": _native(IGNORED),
@@ -116,7 +111,14 @@ MESSAGE_FIELDS: Mapping[str, Row] = {
 }
 """Of a message, beside its role and content."""
 
-AT_THE_DIALECT: Mapping[str, Refused] = {"tool_choice": _CALLS, "tools": _TOOLS}
+AT_THE_DIALECT: Mapping[str, Refused] = {
+    "response_format": Refused(
+        lambda value: value.get("type") != "text",
+        'it only gives plain text; set it to {"type": "text"} or leave it out',
+    ),
+    "tool_choice": _CALLS,
+    "tools": _TOOLS,
+}
 """What becomes of what is emulated where it comes to the dialect itself: a choice without tools."""
 
 OTHERS: Row = _native(IGNORED)

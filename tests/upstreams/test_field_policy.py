@@ -14,6 +14,7 @@ from qwen_asgi.apis import openai_chat
 from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.upstreams._fields import Refused
@@ -193,7 +194,7 @@ def emulated(request: ChatRequest) -> ChatRequest:
     noted = Noted()
 
     async def ask_once() -> None:
-        async with StopSequences(EmulatedTools(noted))(request):
+        async with JSONAnswers(StopSequences(EmulatedTools(noted)))(request):
             pass
 
     asyncio.run(ask_once())
@@ -204,7 +205,7 @@ def emulated(request: ChatRequest) -> ChatRequest:
 def check_emulated(dialect: str, field: str, request: ChatRequest, without: ChatRequest) -> None:
     plain = emulated(request)
     assert field not in plain.options
-    # Tools are asked for in words, and stop sequences of nobody.
+    # The others are asked for in words, and stop sequences of nobody.
     is_asked_for = sent(dialect, plain) != sent(dialect, emulated(without))
     assert is_asked_for is (field != "stop")
     assert plain.notes.ignored == ()

@@ -1,4 +1,4 @@
-"""The arguments of a call that is written as JSON, given out while they are written.
+"""A JSON object that a model writes, as a call's arguments are, given out while it is written.
 
 Only what is JSON beyond doubt is given out: a comma waits for what follows it, so that one too many
 can still be left away.
@@ -23,7 +23,7 @@ class NotJSON(Exception):
     certain = ""
 
 
-class ArgumentText:
+class ObjectText:
     """One JSON object, character by character: `feed` until `complete`.
 
     `feed` returns what is certain of it; what is behind its end is in `rest`.

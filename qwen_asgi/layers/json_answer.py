@@ -1,0 +1,231 @@
+"""Structured outputs for an upstream that knows none: asked for in words, and checked.
+
+The answer is given out while it is written, as long as it is JSON beyond doubt; what stands around
+the one object that is asked for (a greeting, a code fence) is left away. At its end it is checked
+against the schema, with a well-kept library: an answer that does not follow it ends with an error
+that says where. Patterns are told to the model and not checked, for a pattern of a client's could
+hold up everybody else; no address in a schema is ever fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from qwen_asgi.chat import (
+    Batches,
+    ChatRequest,
+    Event,
+    Finish,
+    Message,
+    TextDelta,
+    ToolCallDelta,
+    Upstream,
+)
+from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse
+from qwen_asgi.tool_text.json_object import NotJSON, ObjectText
+
+LONGEST_SCHEMA = 64 * 1024
+"""Bytes."""
+
+LONGEST_PREFACE = 4_096
+"""Characters before the object, which are left away."""
+
+LONGEST_ANSWER = 8 * 1024 * 1024
+"""Characters of the object."""
+
+CODE = "upstream_invalid_json"
+
+_NOT_CHECKED = ("pattern", "patternProperties", "format", "$dynamicRef")
+
+Check = Callable[[Any], str]
+"""Returns what is wrong with a value, and where; nothing if it is right."""
+
+
+class JSONAnswers:
+    """An `Upstream` that answers with the JSON that `response_format` asks for."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
+        wish = request.options.get("response_format")
+        if wish is None or wish.get("type") == "text":
+            return self._upstream(request)
+        return self._structured(request, wish)
+
+    @asynccontextmanager
+    async def _structured(
+        self, request: ChatRequest, wish: Mapping[str, Any]
+    ) -> AsyncIterator[Batches]:
+        schema = _schema(wish)
+        check = None if schema is None else make_check(schema)
+        options = {k: v for k, v in request.options.items() if k != "response_format"}
+        messages = _asking(request.messages, schema)
+        plain = replace(request, options=options, messages=messages)
+        async with self._upstream(plain) as batches:
+            yield _read(batches, JSONText(check))
+
+
+def _schema(wish: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the schema that is wished for; None for any object. Raises InvalidRequest."""
+    kind = wish.get("type")
+    if kind == "json_object":
+        return None
+    described = wish.get("json_schema")
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, Mapping):
+        raise InvalidRequest(
+            "response_format should be of type text or json_object, or json_schema with a schema",
+            param="response_format",
+        )
+    return schema
+
+
+def make_check(schema: Mapping[str, Any]) -> Check:
+    """Return what checks values against a schema. Raises InvalidRequest for one that is none."""
+    if len(to_json(schema)) > LONGEST_SCHEMA:
+        raise _wrong_schema(f"is longer than {LONGEST_SCHEMA} bytes")
+    if find_spec("jsonschema") is None:
+        raise InvalidRequest(
+            "this gateway cannot check a json_schema: its operator should install "
+            "qwen-asgi[structured]; json_object works without",
+            code="unsupported_parameter",
+            param="response_format",
+        )
+    # They take as long to import as half of all the rest.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.validators import extend
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except (SchemaError, RecursionError) as exc:
+        raise _wrong_schema(f"is not valid: {getattr(exc, 'message', 'too deep')}"[:300]) from None
+    kind = extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, dict.fromkeys(_NOT_CHECKED, _unchecked)
+    )
+    # With a registry of its own it fetches nothing.
+    validator = kind(schema, registry=Registry())
+
+    def check(value: Any) -> str:
+        try:
+            found = best_match(validator.iter_errors(value))
+        except (Unresolvable, RecursionError) as exc:
+            return f"the schema cannot be followed: {type(exc).__name__}"
+        return "" if found is None else f"{found.json_path}: {found.message}"[:300]
+
+    return check
+
+
+def _unchecked(*_: Any) -> Sequence[Any]:
+    return ()
+
+
+def _wrong_schema(message: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"response_format.json_schema.schema {message}",
+        param="response_format.json_schema.schema",
+    )
+
+
+def _asking(messages: Sequence[Message], schema: Mapping[str, Any] | None) -> tuple[Message, ...]:
+    words = (
+        "Answer with one JSON object and nothing else: no words before or behind it, no code fence."
+    )
+    if schema is not None:
+        words += f"\nIt must follow this JSON schema:\n{to_json(schema).decode()}"
+    first = messages[0]
+    if first.role == "system":
+        text = f"{first.text}\n\n{words}" if first.text else words
+        return (replace(first, content=text), *messages[1:])
+    return (Message("system", words), *messages)
+
+
+class JSONText:
+    """The one object in an answer's text, piece by piece."""
+
+    def __init__(self, check: Check | None) -> None:
+        self._check = check
+        self._object = ObjectText()
+        self._preface = 0
+        self._begun = False
+        self._given: list[str] = []
+        self._size = 0
+
+    def feed(self, text: str) -> str:
+        """Return what of the object is certain. Raises UpstreamInvalidResponse."""
+        if not self._begun:
+            start = text.find("{")
+            self._preface += len(text) if start < 0 else start
+            if self._preface > LONGEST_PREFACE:
+                raise _not_json("it does not begin with an object")
+            if start < 0:
+                return ""
+            self._begun, text = True, text[start:]
+        if self._object.complete:
+            return ""
+        try:
+            certain = self._object.feed(text)
+        except NotJSON as exc:
+            self._take(exc.certain)
+            raise _not_json("it stops being JSON within the object") from None
+        self._take(certain)
+        return certain
+
+    def close(self) -> None:
+        """Check the whole of it. Raises UpstreamInvalidResponse."""
+        if not self._object.complete:
+            raise _not_json("its object has no end" if self._begun else "there is no object in it")
+        try:
+            value = from_json("".join(self._given))
+        except ValueError:
+            # Half a character, or deeper than is read.
+            raise _not_json("it cannot be read") from None
+        problem = "" if self._check is None else self._check(value)
+        if problem:
+            raise _not_json(problem)
+
+    def _take(self, text: str) -> None:
+        self._size += len(text)
+        if self._size > LONGEST_ANSWER:
+            raise _not_json(f"it is longer than {LONGEST_ANSWER} characters")
+        self._given.append(text)
+
+
+def _not_json(why: str) -> UpstreamInvalidResponse:
+    return UpstreamInvalidResponse(
+        f"the model's answer is not the JSON that was asked for: {why}", code=CODE
+    )
+
+
+async def _read(batches: Batches, text: JSONText) -> AsyncIterator[Sequence[Event]]:
+    """Yield the batches with nothing but the object for their text."""
+    calls_tools = False
+    async for batch in batches:
+        events: list[Event] = []
+        try:
+            for event in batch:
+                if type(event) is TextDelta:
+                    certain = text.feed(event.text)
+                    if certain:
+                        events.append(TextDelta(certain))
+                    continue
+                calls_tools = calls_tools or type(event) is ToolCallDelta
+                if type(event) is Finish and event.reason == "stop" and not calls_tools:
+                    text.close()
+                events.append(event)
+        except UpstreamInvalidResponse:
+            # What came before it goes out first.
+            if events:
+                yield events
+            raise
+        if events:
+            yield events

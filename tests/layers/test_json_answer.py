@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_asgi.chat import Event, Finish, Message, TextDelta, ToolCallDelta, Usage, fold
+from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse
+from qwen_asgi.layers import json_answer
+from qwen_asgi.layers.json_answer import LONGEST_PREFACE, LONGEST_SCHEMA, JSONAnswers, make_check
+from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
+
+pytestmark = pytest.mark.anyio
+
+OBJECT = {"type": "json_object"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+def wish(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+
+def says(*texts: str, reason: Any = "stop") -> list[Event]:
+    return [*map(TextDelta, texts), Usage(1, 2, 3), Finish(reason)]
+
+
+async def structured(upstream: Scripted, response_format: Any) -> list[Event]:
+    request = replace(CHAT, options={"response_format": response_format, "seed": 1})
+    return await answer(JSONAnswers(upstream), request)
+
+
+@pytest.mark.parametrize("response_format", [None, {"type": "text"}])
+async def test_a_chat_for_text_passes_as_it_is(response_format: Any) -> None:
+    upstream = Scripted(ANSWER)
+    options = {} if response_format is None else {"response_format": response_format}
+    request = replace(CHAT, options=options)
+    assert await answer(JSONAnswers(upstream), request) == [*ANSWER]
+    assert upstream.asked[0] is request
+
+
+async def test_it_is_asked_for_in_words() -> None:
+    upstream = Scripted(says("{}"))
+    await structured(upstream, OBJECT)
+    [asked] = upstream.asked
+    assert asked.options == {"seed": 1}
+    assert "one JSON object and nothing else" in asked.messages[0].text
+    upstream = Scripted(says('{"name": "a"}'))
+    request = replace(
+        CHAT,
+        messages=(Message("system", "Be terse."), *CHAT.messages),
+        options={"response_format": wish(SCHEMA)},
+    )
+    await answer(JSONAnswers(upstream), request)
+    text = upstream.asked[0].messages[0].text
+    assert text.startswith("Be terse.\n\n")
+    assert json.loads(text.rpartition("\n")[2]) == SCHEMA
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "a", "sizes": [1, 2]}',
+        '  \n{"name": "a", "sizes": [1, 2]}\n\n',
+        '```json\n{"name": "a", "sizes": [1, 2]}\n```',
+        'Here it is:\n```\n{"name": "a", "sizes": [1, 2]}\n```\nI hope it helps.',
+        '{"name": "a", "sizes": [1, 2,],}',
+    ],
+)
+async def test_the_object_alone_is_the_answer(text: str, size: int | None) -> None:
+    step = size or len(text)
+    parts = [text[n : n + step] for n in range(0, len(text), step)]
+    events = await structured(Scripted(says(*parts)), wish(SCHEMA))
+    assert json.loads(fold(events).text) == {"name": "a", "sizes": [1, 2]}
+    assert events[-1] == Finish("stop")
+
+
+async def test_it_streams() -> None:
+    events = await structured(Scripted(says('{"name": "a', "b", 'c"}')), OBJECT)
+    texts = [event.text for event in events if isinstance(event, TextDelta)]
+    assert texts == ['{"name": "a', "b", 'c"}']
+
+
+WRONG = {
+    "no object": ("I would rather not.", "there is no object in it"),
+    "no end": ('{"name": "a"', "its object has no end"),
+    "no json": ('{"name": a}', "stops being JSON"),
+    "a long preface": ("x" * (LONGEST_PREFACE + 1) + "{}", "does not begin with an object"),
+    "a missing field": ("{}", "'name' is a required property"),
+    "a wrong type": ('{"name": "a", "sizes": [1, "b"]}', "$.sizes[1]"),
+    "half a character": ('{"name": "\\ud800"}', "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(name: str) -> None:
+    text, message = WRONG[name]
+    seen: list[Event] = []
+
+    async def read() -> None:
+        request = replace(CHAT, options={"response_format": wish(SCHEMA)})
+        async with JSONAnswers(Scripted(says(text)))(request) as batches:
+            async for batch in batches:
+                seen.extend(batch)
+
+    with pytest.raises(UpstreamInvalidResponse) as caught:
+        await read()
+    assert caught.value.code == "upstream_invalid_json"
+    assert message in str(caught.value)
+    assert not any(isinstance(event, Finish) for event in seen)
+
+
+async def test_an_answer_that_was_too_long_ends_as_one() -> None:
+    events = await structured(Scripted(says('{"name": "a', reason="length")), wish(SCHEMA))
+    assert events[-1] == Finish("length")
+
+
+async def test_a_call_of_a_tool_is_an_answer_too() -> None:
+    call = ToolCallDelta(0, "{}", id="a", name="f")
+    events = await structured(Scripted([call, Finish("tool_calls")]), OBJECT)
+    assert events == [call, Finish("tool_calls")]
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        {"type": "xml"},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"schema": 5}},
+        wish({"type": "nonsense"}),
+        wish({"type": "object", "description": "x" * LONGEST_SCHEMA}),
+    ],
+)
+async def test_a_format_that_is_none_is_refused(response_format: Any) -> None:
+    upstream = Scripted()
+    with pytest.raises(InvalidRequest) as caught:
+        await structured(upstream, response_format)
+    assert str(caught.value.param).startswith("response_format")
+    assert not upstream.asked
+
+
+async def test_without_the_library_a_schema_is_refused_and_an_object_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(json_answer, "find_spec", lambda name: None)
+    with pytest.raises(InvalidRequest, match=r"qwen-asgi\[structured\]"):
+        await structured(Scripted(), wish(SCHEMA))
+    assert await structured(Scripted(says("{}")), OBJECT)
+
+
+def test_no_address_in_a_schema_is_fetched() -> None:
+    check = make_check({"$ref": "http://127.0.0.1:9/schema.json"})
+    assert "cannot be followed" in check({})
+    loop = make_check({"$ref": "#"})
+    assert "cannot be followed" in loop({}) or loop({}) == ""
+
+
+def test_a_pattern_that_would_take_for_ever_takes_no_time() -> None:
+    check = make_check({"type": "object", "properties": {"a": {"pattern": "(x+x+)+y"}}})
+    assert check({"a": "x" * 40}) == ""
