@@ -64,7 +64,7 @@ class FrameShapes:
         if head != self._head or fields != self._fields:
             self.forget()
             self._head, self._fields = head, fields
-            self._mark = b"" if self.identity in head else self.identity
+        self._mark = b"" if self.identity in head else self.identity
         self._tails.add(tail.translate(_ZEROS))
 
     def read(

@@ -60,8 +60,12 @@ class QwenWebV2Decoder(QwenWebV1Decoder):
             return
         if str(index or "0") != "0":
             self._others.add(id)
-        elif self._candidate is None or self._candidate in self._others:
+        elif self._candidate is None or self._may_still_change():
             self._settle_on(id)
+
+    def _may_still_change(self) -> bool:
+        """Whether the one that is read turned out to be another, and nothing of it went out."""
+        return self._candidate in self._others and not (self._has_text or self._has_reasoning)
 
     def _is_of_the_candidate(self, chunk: Mapping[str, Any]) -> bool:
         id = chunk.get("response_id")
@@ -81,6 +85,7 @@ class QwenWebV2Decoder(QwenWebV1Decoder):
 
     def _settle_on(self, id: str) -> None:
         self._candidate = id
+        self._shapes.forget()
         self._shapes.identity = b'"%b"' % id.encode()
         self._held.clear()
 

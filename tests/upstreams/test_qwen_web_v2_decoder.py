@@ -176,6 +176,18 @@ def test_candidates_whose_names_differ_in_digits_only_are_told_apart() -> None:
     assert decode(body).text == "".join(f"{n} " for n in range(40))
 
 
+def test_the_candidate_never_changes_once_some_of_it_went_out() -> None:
+    """Found by a fuzz: a first frame without a name, then the other's, then its announcement."""
+    frames = [frame("a", id="r1"), created("r1", "1"), created("r0", "0"), frame("b")]
+    body = b"".join([*frames, frame("c", id="r1"), frame(status="finished", id="r1")])
+    for size in SPLITS:
+        assert decode(body, size).text == "ac"
+    # While nothing of it went out, it may.
+    body = b"".join([frame("", id="r1"), *frames[1:], frame("c", id="r1"), END])
+    for size in SPLITS:
+        assert decode(body, size).text == "b"
+
+
 def test_a_second_candidate_is_read_where_the_first_never_comes() -> None:
     frames = [frame(f"{n} ", id="r1") for n in range(3)]
     body = b"".join([created("r1", "1"), *frames, frame(status="finished", id="r1")])
@@ -183,6 +195,35 @@ def test_a_second_candidate_is_read_where_the_first_never_comes() -> None:
     many = [frame(f"{n} ", id="r1") for n in range(MOST_HELD)]
     reading = read(QwenWebV2Decoder(), [created("r1", "1"), *many], close=False)
     assert reading.text == "".join(f"{n} " for n in range(MOST_HELD))
+
+
+FRAMES = [
+    *(created(id, index) for id in ("11-1", "22-2") for index in (None, "0", "1")),
+    *(frame(text, id=id) for id in ("11-1", "22-2", None) for text in ("a", "1", "", None)),
+    frame("b", id="11-1", usage={"input_tokens": 9, "output_tokens": 10}),
+    frame("b", id="22-2", usage={"input_tokens": 9, "output_tokens": 10}),
+    frame("t", id="11-1", phase="think"),
+    frame("", id="11-1", role="function", name="x"),
+    frame("", id="22-2", status="finished"),
+    sse({"response.info": {"action": "keep_alive"}}),
+    sse({"choices": []}),
+]
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(
+    frames=st.lists(st.sampled_from(FRAMES), max_size=25),
+    places=st.lists(st.integers(0, 1 << 30), max_size=20),
+    ends_by_close=st.booleans(),
+)
+def test_any_split_of_any_frames_gives_the_same(
+    frames: list[bytes], places: list[int], ends_by_close: bool
+) -> None:
+    body = b"".join(frames)
+    whole = decode(body, ends_by_close=ends_by_close)
+    parts = read(QwenWebV2Decoder(ends_by_close=ends_by_close), at(body, places))
+    assert parts.outcome == whole.outcome
+    assert decode(body, 1, ends_by_close=ends_by_close).outcome == whole.outcome
 
 
 # Thinking.
