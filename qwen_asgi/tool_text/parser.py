@@ -38,6 +38,7 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 _BEGINNINGS = tuple(f"<{word}" for word in _WORDS.split("|"))
+
 LONGEST_CLOSER = 40
 
 MOST_FALSE_ENDS = 32
@@ -60,7 +61,9 @@ _HEAD = re.compile(
 """The usual form up to its arguments, of which the first name is there, so that no other reading is
 left."""
 
-_ORPHANS = re.compile(rf"\s*(?:</\s*(?:{_WORDS}|parameter)\s*>\s*)*", re.IGNORECASE)
+_ORPHANS = re.compile(
+    rf"\s*(?:(?:</\s*(?:{_WORDS}|tool|parameter)\s*>|\[\s*/\s*TOOL_CALL\s*\])\s*)*", re.IGNORECASE
+)
 """What closes a call that was closed before, or was never opened (TC-24)."""
 
 

@@ -168,6 +168,19 @@ def test_each_form_of_a_call_is_read(form: str, size: int | None) -> None:
     assert text_of(found).strip() == "On it."
 
 
+@pytest.mark.parametrize("size", [None, 1, 2, 7])
+@pytest.mark.parametrize("form", [name for name in FORMS if "not closed" not in name])
+def test_a_call_of_any_form_may_follow_one_of_any_form(form: str, size: int | None) -> None:
+    for other in CALL, FORMS["brackets"], FORMS["coder"]:
+        found = parse(f"{other}\n{FORMS[form]}", size)
+        assert calls_of(found) == [PARIS, PARIS]
+        assert text_of(found).strip() == ""
+        if "made up" not in FORMS[form]:
+            found = parse(f"{FORMS[form]}\n{other} Done.", size)
+            assert calls_of(found) == [PARIS, PARIS]
+            assert text_of(found).strip() == "Done."
+
+
 @pytest.mark.parametrize("size", [None, 1, 3])
 def test_several_calls_and_text_around_them(size: int | None) -> None:
     other = '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>'
