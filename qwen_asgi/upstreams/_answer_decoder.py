@@ -42,6 +42,7 @@ class AnswerDecoder(ABC):
         "_begun",
         "_document",
         "_events",
+        "_field",
         "_frames",
         "_has_frames",
         "_is_between",
@@ -65,6 +66,8 @@ class AnswerDecoder(ABC):
         self._events: list[Event] = []
         self._piece: type[TextDelta] | type[ReasoningDelta] | None = None
         """What each text under way is, once nothing of it is held or examined."""
+        self._field = b"content"
+        """Where in a frame it stands."""
         self._is_between = False
         """Whether what was fed ends between two frames."""
         self._shapes = FrameShapes()
@@ -169,7 +172,7 @@ class AnswerDecoder(ABC):
                 break
             self._count(chunk)
             self._events.append(piece(content))
-            self._shapes.learn(frame)
+            self._shapes.learn(frame, self._field)
             data = data[end:]
         return data
 

@@ -19,7 +19,10 @@ from qwen_asgi.chat import Event, ReasoningDelta, TextDelta
 MOST_SHAPES = 64
 """Shapes that are learnt in all; an upstream whose frames are all different is parsed as ever."""
 
-_CONTENT = re.compile(rb'"content": ?"')
+_FIELD = {
+    name: re.compile(rb'"%b": ?"' % name)
+    for name in (b"content", b"reasoning_content", b"reasoning")
+}
 _ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
 
 
@@ -49,11 +52,11 @@ class FrameShapes:
         """Know none any more: what a frame of a shape does is no longer the same."""
         self._tails.clear()
 
-    def learn(self, frame: bytes) -> None:
-        """Remember the shape of `frame`, blank line and all, whose only text is its `content`."""
+    def learn(self, frame: bytes, field: bytes = b"content") -> None:
+        """Remember the shape of `frame`, blank line and all, whose only text is in `field`."""
         # In a valid frame no string holds a bare quote, so this is a field's name wherever it is.
-        found = _CONTENT.search(frame)
-        if found is None or frame.count(b'"content"') != 1 or self._learnt >= MOST_SHAPES:
+        found = _FIELD[field].search(frame)
+        if found is None or frame.count(b'"%b"' % field) != 1 or self._learnt >= MOST_SHAPES:
             return
         self._learnt += 1
         head = frame[: found.end()]

@@ -23,7 +23,11 @@ _REASONS: Mapping[str, FinishReason] = {
 
 _REASONING = ("reasoning_content", "reasoning")
 _READ = frozenset({"role", "content", "tool_calls", "refusal", *_REASONING})
-_PLAIN = frozenset({"role", "content"})
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether nothing is done with a field of a delta."""
+    return name == "role" or value is None or (name in _READ and not value)
 
 
 class OpenAIDecoder(AnswerDecoder):
@@ -59,16 +63,17 @@ class OpenAIDecoder(AnswerDecoder):
         delta = choice.get("delta")
         if type(delta) is not dict:
             return None
-        content = delta.get("content")
+        field = self._field.decode()
+        text = delta.get(field)
         is_usual = (
-            type(content) is str
+            type(text) is str
             and choice.get("finish_reason") is None
             and choice.get("logprobs") is None
             and not choice.get("index")
-            and all(key in _PLAIN or delta[key] is None for key in delta)
+            and all(_says_nothing(key, delta[key]) for key in delta if key != field)
             and "error" not in chunk
         )
-        return content or None if is_usual else None
+        return text or None if is_usual else None
 
     def _chunk(self, chunk: Mapping[str, Any], field: Literal["delta", "message"]) -> None:
         self._count(chunk)
@@ -96,6 +101,7 @@ class OpenAIDecoder(AnswerDecoder):
             if isinstance(text, str) and text:
                 self._has_reasoning = True
                 self._events.append(ReasoningDelta(text))
+                self._go_on_with(ReasoningDelta, name)
                 break
         content = delta.get("content")
         if isinstance(content, str) and content:
@@ -115,12 +121,18 @@ class OpenAIDecoder(AnswerDecoder):
             self._think_tags.gives_all = True
         if self._think_tags.gives_all:
             self._has_text = True
-            self._piece = TextDelta
+            self._go_on_with(TextDelta, "content")
             self._events.append(TextDelta(text))
             return
         for event in self._think_tags.feed(text):
             self._has_text = self._has_text or isinstance(event, TextDelta)
             self._events.append(event)
+
+    def _go_on_with(self, piece: type[TextDelta] | type[ReasoningDelta], field: str) -> None:
+        """Expect more of the same: further frames may be read the short way."""
+        if piece is not self._piece or field.encode() != self._field:
+            self._shapes.forget()
+            self._piece, self._field = piece, field.encode()
 
     def _give_up_held(self) -> None:
         for event in self._think_tags.close():

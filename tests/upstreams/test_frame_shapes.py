@@ -4,13 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_asgi.chat import Event, TextDelta, Usage
 from qwen_asgi.upstreams._answer_decoder import MOST_AT_ONCE
 from qwen_asgi.upstreams._frame_shapes import MOST_SHAPES, FrameShapes
+from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
+from tests.wire import at
+from tests.wire import read as read_answer
 
 
 def frame(text: str, tokens: int = 1, *, ascii: bool = False, **fields: Any) -> bytes:
@@ -20,7 +23,7 @@ def frame(text: str, tokens: int = 1, *, ascii: bool = False, **fields: Any) -> 
 
 
 class Forgetful(FrameShapes):
-    def learn(self, frame: bytes) -> None:
+    def learn(self, frame: bytes, field: bytes = b"content") -> None:
         pass
 
 
@@ -183,3 +186,47 @@ def test_much_at_once_is_read_like_little() -> None:
     events = decoder.feed(b"".join(sent) + b"data: [DONE]\n\n")
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == text * len(sent)
     assert decoder.complete
+
+
+def openai_frame(**delta: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": delta.pop("finish_reason", None)}
+    return b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode()
+
+
+OPENAI_FRAMES = [
+    openai_frame(role="assistant", content=""),
+    *(openai_frame(content=text) for text in ("a", "b 1", "", "\\", '"')),
+    *(openai_frame(content=None, reasoning_content=text) for text in ("r", "s 2", "", "\\")),
+    *(openai_frame(reasoning_content=text, content="") for text in ("t", "u")),
+    *(openai_frame(reasoning=text) for text in ("v", "w")),
+    openai_frame(content="x", reasoning_content="y"),
+    openai_frame(content="x", novelty=""),
+    openai_frame(content=None, reasoning_content="z", novelty=1),
+    openai_frame(content="", tool_calls=[{"index": 0, "id": "c", "function": {"name": "f"}}]),
+    openai_frame(content="", finish_reason="stop"),
+    b": ping\n\n",
+]
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(
+    frames=st.lists(st.sampled_from(OPENAI_FRAMES), max_size=20),
+    places=st.lists(st.integers(0, 1 << 30), max_size=12),
+)
+def test_thinking_and_text_of_openai_s_kind_are_read_as_without_shapes(
+    frames: list[bytes], places: list[int]
+) -> None:
+    body = b"".join(frames)
+    forgetful = OpenAIDecoder()
+    forgetful._shapes = Forgetful()
+    expected = read_answer(forgetful, [body]).outcome
+    assert read_answer(OpenAIDecoder(), [body]).outcome == expected
+    assert read_answer(OpenAIDecoder(), at(body, places)).outcome == expected
+
+
+def test_thinking_is_read_the_short_way_too() -> None:
+    decoder = OpenAIDecoder()
+    for text in ("a", "b"):
+        decoder.feed(openai_frame(content=None, reasoning_content=text))
+    rest = decoder._shapes.read(openai_frame(content=None, reasoning_content="c"), TextDelta, [])
+    assert rest == b""
