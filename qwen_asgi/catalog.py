@@ -72,9 +72,9 @@ class Catalog:
         found: dict[str, ModelInfo] = {}
         told, errors = await _told(self._lists)
         if errors and not told:
-            raise errors[0]
-        for error in errors:
-            logger.warning("the list of models lacks an upstream's: %s", error)
+            raise next(iter(errors.values()))
+        for name, error in errors.items():
+            logger.warning("the list of models lacks those of %s: %s", name, error)
         for models in told.values():
             for name, info in models.items():
                 found.setdefault(name, info)
@@ -124,7 +124,7 @@ class Catalog:
         told, errors = await _told(may)
         names = tuple(name for name, models in told.items() if model in models)
         if not names and errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         if not names:
             return (), ModelInfo(model)
         return names, told[names[0]][model]
@@ -132,16 +132,16 @@ class Catalog:
 
 async def _told(
     lists: Mapping[str, ModelList],
-) -> tuple[dict[str, Mapping[str, ModelInfo]], list[QwenASGIError]]:
-    """Return the lists that could be read, by upstream, and why others could not."""
+) -> tuple[dict[str, Mapping[str, ModelInfo]], dict[str, QwenASGIError]]:
+    """Return the lists that could be read, and why others could not, each by upstream."""
     results = await asyncio.gather(
         *(models.models() for models in lists.values()), return_exceptions=True
     )
     told: dict[str, Mapping[str, ModelInfo]] = {}
-    errors: list[QwenASGIError] = []
+    errors: dict[str, QwenASGIError] = {}
     for name, result in zip(lists, results, strict=True):
         if isinstance(result, QwenASGIError):
-            errors.append(result)
+            errors[name] = result
         elif isinstance(result, BaseException):
             raise result
         else:

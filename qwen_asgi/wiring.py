@@ -201,6 +201,7 @@ def _model_list(its: UpstreamSettings, upstream: Reached) -> ModelList:
 class _Guarded:
     """An upstream with the layers that all its models share."""
 
+    name: str
     upstream: Upstream
     limit: Limit
     budget: RetryBudget
@@ -210,7 +211,9 @@ class _Guarded:
         target: Upstream = Target(
             self.upstream, model=model, defaults=route.defaults, forced=route.forced
         )
-        return Retry(target, times=self.retries, budget=self.budget) if self.retries else target
+        if not self.retries:
+            return target
+        return Retry(target, times=self.retries, budget=self.budget, name=self.name)
 
 
 class _Routing:
@@ -250,7 +253,7 @@ class _Routing:
         guarded = self._guarded[step.upstream]
         its_name = step.model or (route.model if route.to else None) or model
         target = guarded.as_target(its_name, route)
-        return Candidate(target, step.weight, lambda: guarded.limit.busy)
+        return Candidate(step.upstream, target, step.weight, lambda: guarded.limit.busy)
 
 
 def _guarded(name: str, upstream: Upstream, its: UpstreamSettings) -> _Guarded:
@@ -266,4 +269,4 @@ def _guarded(name: str, upstream: Upstream, its: UpstreamSettings) -> _Guarded:
         guarded = Breaker(
             limit, failures=its.breaker_failures, seconds=its.breaker_seconds, name=name
         )
-    return _Guarded(guarded, limit, RetryBudget(its.retry_share), its.retries)
+    return _Guarded(name, guarded, limit, RetryBudget(its.retry_share), its.retries)

@@ -262,7 +262,7 @@ async def test_an_upstream_that_cannot_tell_takes_none_of_the_others_down(
     models = Catalog(lists, serve)
     assert await served(models, "a") == "a: y"
     assert await names(models) == ["a"]
-    assert "lacks an upstream's" in caplog.text
+    assert "lacks those of x: the upstream was silent" in caplog.text
     # Whether it is there, only the one that is gone could say.
     with pytest.raises(UpstreamTimeout):
         await models.resolve("b")

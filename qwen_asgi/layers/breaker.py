@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,8 @@ from contextlib import asynccontextmanager
 from qwen_asgi.chat import Batches, ChatRequest, Upstream
 from qwen_asgi.errors import QwenASGIError, UpstreamError, UpstreamSuspended
 from qwen_asgi.layers.failures import is_outage
+
+logger = logging.getLogger(__name__)
 
 
 class Breaker:
@@ -73,6 +76,12 @@ class Breaker:
         self._failures += 1
         if self._failures >= self._most:
             self._closed_until = time.monotonic() + self._seconds
+            logger.warning(
+                "upstream %s failed %d times in a row and is left alone for %g seconds",
+                self._name,
+                self._failures,
+                self._seconds,
+            )
 
     def _worked(self) -> None:
         self._failures = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -17,6 +18,8 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.layers.failures import class_of
 
+logger = logging.getLogger(__name__)
+
 Choice = Literal["order", "weight", "least-busy"]
 
 
@@ -24,6 +27,7 @@ Choice = Literal["order", "weight", "least-busy"]
 class Candidate:
     """One of the upstreams."""
 
+    name: str
     upstream: Upstream
     weight: float
     busy: Callable[[], int]
@@ -63,9 +67,11 @@ class Fallback:
             try:
                 return await stack.enter_async_context(candidate.upstream(request))
             except QwenASGIError as error:
-                if class_of(error) not in self._on:
+                kind = class_of(error)
+                if kind not in self._on:
                     raise
                 errors.append(error)
+                logger.warning("upstream %s: %s (%s)", candidate.name, error, error.code or kind)
         raise _the_most_telling(errors)
 
     def _in_order(self) -> Sequence[Candidate]:

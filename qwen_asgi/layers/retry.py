@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from qwen_asgi.chat import Batches, ChatRequest, Upstream
 from qwen_asgi.errors import QwenASGIError, UpstreamError, UpstreamRateLimited, UpstreamSuspended
 from qwen_asgi.layers.failures import is_outage
+
+logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 8.0
@@ -47,10 +50,11 @@ class RetryBudget:
 class Retry:
     """An `Upstream` that is asked up to `times` times more, within its budget and the deadline."""
 
-    def __init__(self, upstream: Upstream, *, times: int, budget: RetryBudget) -> None:
+    def __init__(self, upstream: Upstream, *, times: int, budget: RetryBudget, name: str) -> None:
         self._upstream = upstream
         self._times = times
         self._budget = budget
+        self._name = name
 
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
@@ -66,6 +70,13 @@ class Retry:
                 pause = self._pause(error, attempt, request)
                 if pause is None:
                     raise
+                logger.warning(
+                    "upstream %s: %s (%s); it is asked again in %.1f seconds",
+                    self._name,
+                    error,
+                    error.code,
+                    pause,
+                )
             await asyncio.sleep(pause)
         return await stack.enter_async_context(self._upstream(request))
 

@@ -58,7 +58,9 @@ async def fails(layer: Breaker, kind: type[QwenASGIError] = UpstreamError) -> Qw
     return caught.value
 
 
-async def test_after_so_many_outages_in_a_row_it_is_left_alone(now: Now) -> None:
+async def test_after_so_many_outages_in_a_row_it_is_left_alone(
+    now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
     upstream = Scripted(GONE)
     layer = breaker(upstream)
     for _ in range(3):
@@ -69,6 +71,9 @@ async def test_after_so_many_outages_in_a_row_it_is_left_alone(now: Now) -> None
     now.seconds += 29.5
     assert (await fails(layer, UpstreamSuspended)).retry_after == 1
     assert len(upstream.asked) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "upstream studio failed 3 times in a row and is left alone for 30 seconds"
+    ]
 
 
 OUTAGES = [

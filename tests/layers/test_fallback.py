@@ -40,8 +40,8 @@ def says(text: str) -> tuple[Event, ...]:
 def fallback(*upstreams: Scripted, **options: Any) -> Fallback:
     weights = options.pop("weights", [1.0] * len(upstreams))
     candidates = [
-        Candidate(upstream, weight, lambda upstream=upstream: upstream.open)  # type: ignore[misc]
-        for upstream, weight in zip(upstreams, weights, strict=True)
+        Candidate(f"up{n}", upstream, weight, lambda upstream=upstream: upstream.open)  # type: ignore[misc]
+        for n, (upstream, weight) in enumerate(zip(upstreams, weights, strict=True))
     ]
     return Fallback(candidates, **{"on": USUAL, **options})
 
@@ -81,6 +81,13 @@ async def test_the_next_one_is_asked_by_the_class_of_the_failure(name: str) -> N
             with pytest.raises(type(FAILURES[name])):
                 await answer(layer)
         assert (len(first.asked), len(second.asked)) == (1, int(goes_on))
+
+
+async def test_why_the_next_one_was_asked_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    await answer(fallback(Scripted(FAILURES["limit"]), Scripted()))
+    assert [record.getMessage() for record in caplog.records] == [
+        "upstream up0: later (upstream_rate_limited)"
+    ]
 
 
 async def test_what_the_client_did_wrong_is_told_at_once() -> None:

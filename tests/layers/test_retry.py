@@ -52,14 +52,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def retry(upstream: Scripted, times: int = 3, share: float = 1.0) -> Retry:
-    return Retry(upstream, times=times, budget=RetryBudget(share))
+    return Retry(upstream, times=times, budget=RetryBudget(share), name="studio")
 
 
-async def test_it_is_asked_again_until_it_answers(pauses: list[float]) -> None:
+async def test_it_is_asked_again_until_it_answers(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     upstream = Scripted(GONE, GONE, ANSWER)
     assert await answer(retry(upstream)) == list(ANSWER)
     assert len(upstream.asked) == 3
     assert upstream.open == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("upstream studio: gone (upstream_unreachable); it is asked")
 
 
 async def test_it_is_asked_so_often_and_its_last_error_is_told(pauses: list[float]) -> None:
