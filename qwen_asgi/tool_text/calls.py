@@ -20,11 +20,11 @@ from qwen_asgi.tool_text.tools import Tool, Toolbox
 _NAMES = ("name", "tool", "function", "tool_name")
 _ARGUMENTS = ("arguments", "parameters", "params", "args", "input")
 _FENCE = re.compile(r"\A\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
-_FUNCTION = re.compile(
+FUNCTION = re.compile(
     r"\A\s*<\s*(?:function|invoke)\s*(?:=\s*|\s+name\s*=\s*)\"?([^\"<>\s]+)\"?\s*>(.*)\Z",
     re.DOTALL | re.IGNORECASE,
 )
-_PARAMETER = re.compile(
+PARAMETER = re.compile(
     r"<\s*parameter\s*(?:=\s*|\s+name\s*=\s*)\"?([^\"<>\s]+)\"?\s*>", re.IGNORECASE
 )
 _PARAMETER_END = re.compile(r"\n?</\s*parameter\s*>", re.IGNORECASE)
@@ -51,7 +51,7 @@ def read_calls(
     `named` is the name that the opening tag told. `is_cut` says that the closing tag never came:
     then a value that has no end of its own is no value.
     """
-    function = _FUNCTION.match(body)
+    function = FUNCTION.match(body)
     if function is not None:
         return _xml_call(function[1], function[2], toolbox, is_cut=is_cut)
     fence = _FENCE.match(body)
@@ -186,7 +186,7 @@ def _xml_call(name: str, body: str, toolbox: Toolbox, *, is_cut: bool) -> list[C
 
 def _parameters(body: str) -> tuple[dict[str, str], bool]:
     """Return the values by name, and whether the last one has an end."""
-    found = list(_PARAMETER.finditer(body))
+    found = list(PARAMETER.finditer(body))
     values: dict[str, str] = {}
     is_whole = True
     for n, opener in enumerate(found):
@@ -194,9 +194,15 @@ def _parameters(body: str) -> tuple[dict[str, str], bool]:
         text = body[opener.end() : end]
         closer = _PARAMETER_END.search(text) or _FUNCTION_END.search(text)
         is_whole = closer is not None or n + 1 < len(found)
-        value = text[: closer.start()] if closer else text
+        value = text[: closer.start()] if closer else text.removesuffix("\n")
         values[opener[1]] = value.removeprefix("\n")
     return values, is_whole
+
+
+def is_text(tool: Tool, parameter: str) -> bool:
+    """Whether a parameter is text and nothing else by its schema."""
+    schema = tool.parameters.get(parameter)
+    return isinstance(schema, Mapping) and _kinds(schema) == {"string"}
 
 
 def typed(value: str, tool: Tool, parameter: str) -> Any:

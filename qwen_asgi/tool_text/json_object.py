@@ -59,6 +59,9 @@ class ObjectText:
             raise
         return "".join(out)
 
+    def close(self) -> None:
+        """Return that the object has no end, wherever it broke off."""
+
     def _read(self, text: str, out: list[str]) -> None:
         at = 0
         while at < len(text) and not self.complete:

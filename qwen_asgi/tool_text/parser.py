@@ -1,9 +1,10 @@
 """Calls of tools in an answer's text, found while it comes.
 
-Text is given out as soon as it cannot be the beginning of a tag. A call in the usual form, JSON
-with its name first, is given out while it is written: its arguments stream. Any other form is
-collected to its end and read as a whole, leniently where that is safe; what cannot be read is text.
-Tags within a Markdown fence or between backticks are an example, and text (TC-63).
+Text is given out as soon as it cannot be the beginning of a tag. A call in one of the usual forms,
+JSON with its name first or Qwen3-Coder's tags, is given out while it is written: its arguments
+stream. Any other form is collected to its end and read as a whole, leniently where that is safe;
+what cannot be read is text. Tags within a Markdown fence or between backticks are an example, and
+text (TC-63).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable
 
 from qwen_asgi.chat import TextDelta, ToolCallDelta
 from qwen_asgi.errors import UpstreamInvalidResponse, UpstreamTruncated
-from qwen_asgi.tool_text.calls import Call, read_calls
+from qwen_asgi.tool_text.calls import FUNCTION, PARAMETER, Call, read_calls
 from qwen_asgi.tool_text.json_object import NotJSON, ObjectText
+from qwen_asgi.tool_text.parameters import ParameterText
 from qwen_asgi.tool_text.tools import Toolbox
 
 Pieces = list[TextDelta | ToolCallDelta]
@@ -111,7 +113,7 @@ class ToolText:
         """Whether what stands behind the tag may still show that it is a word."""
         self._scanned = 0
         """Characters of the body in which no end was found."""
-        self._arguments = ObjectText()
+        self._arguments: ObjectText | ParameterText = ObjectText()
         self._run = 0
         """Backticks that the text ends with."""
         self._fenced = False
@@ -138,7 +140,7 @@ class ToolText:
         while self._state == "call":
             self._feed(self._end_call(self._out, closer="", is_cut=True), self._out)
         if self._state == "arguments":
-            raise UpstreamTruncated("the upstream's answer broke off within a tool call")
+            self._end_arguments()
         if self._state == "text":
             self._give(self._buffer, self._out)
         self._buffer, self._state = "", "over"
@@ -254,6 +256,13 @@ class ToolText:
                 rest = self._body[head.end() :]
                 self._begin(tool.name, out)
                 return rest
+        function = FUNCTION.match(self._body) if self._has_room() else None
+        if function is not None:
+            tool = self._toolbox.find(function[1])
+            if tool is not None and PARAMETER.match(function[2].lstrip()):
+                self._begin(tool.name, out)
+                self._arguments = ParameterText(tool)
+                return function[2]
         for closer in _CLOSER.finditer(self._body, self._scanned):
             if closer.start() > MOST_HELD or self._false_ends >= MOST_FALSE_ENDS:
                 return self._release(self._inner(), out)
@@ -344,6 +353,14 @@ class ToolText:
         self._calls += 1
         self._state = "after"
         return self._arguments.rest
+
+    def _end_arguments(self) -> None:
+        """The answer has ended within a call, which may be whole but for its end."""
+        rest = self._arguments.close()
+        if rest is None:
+            raise UpstreamTruncated("the upstream's answer broke off within a tool call")
+        self._give_arguments(rest, self._out)
+        self._calls += 1
 
     def _give_arguments(self, text: str, out: Pieces) -> None:
         if text:

@@ -96,6 +96,80 @@ def test_arguments_stream_while_they_are_written() -> None:
     assert parser.close() == []
 
 
+def test_arguments_stream_in_the_form_of_coder_models_too() -> None:
+    parser = ToolText(TOOLBOX, ids(), most=None)
+    head = "<tool_call>\n<function=write_file>\n<parameter=path>\na.txt\n</parameter>\n<parameter="
+    found: list[Any] = [*parser.feed(head)]
+    assert found[0] == ToolCallDelta(0, "", id="call_0", name="write_file")
+    assert "".join(p.arguments for p in found) == '{"path": "a.txt"'
+    given = [
+        "".join(p.arguments for p in parser.feed(part) if isinstance(p, ToolCallDelta))
+        for part in (
+            "content>\nif a ",
+            "< b:\n",
+            '    say "<b>"',
+            "\n</par",
+            "ameter>\n</function>",
+        )
+    ]
+    assert given == [
+        ', "content": "if a ',
+        "< b:",
+        '\\n    say \\"<b>\\"',
+        "",
+        '"}',
+    ]
+    assert parser.feed("\n</tool_call>") == parser.close() == []
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        ("<parameter=path>\na\n</parameter>\n", {"path": "a"}),
+        ("<parameter=path>a</parameter>", {"path": "a"}),
+        ("<parameter=path>\n\n a \n\n</parameter>", {"path": "\n a \n"}),
+        ("<parameter=path>\na\n<parameter=limit>\n5\n</parameter>", {"path": "a", "limit": 5}),
+        ("<parameter=path>\na</function>b\n</parameter>", {"path": "a</function>b"}),
+        ("<parameter=path></parameter>", {"path": ""}),
+        ("<parameter=limit>many</parameter>", {"limit": "many"}),
+        ('<parameter name="limit">7</parameter>', {"limit": 7}),
+        ("<parameter=other>null</parameter>", {"other": None}),
+        ("<parameter=path>\na\n", {"path": "a"}),
+        ("", {}),
+    ],
+)
+def test_values_are_what_the_schema_says_and_end_where_they_end(
+    parameters: str, arguments: dict[str, Any], size: int | None
+) -> None:
+    for text in (
+        f"<function=read_file>{parameters}</function>",
+        f"<tool_call>\n<function=read_file>\n{parameters}</function>\n</tool_call>",
+    ):
+        found = parse(text, size)
+        assert calls_of(found) == [("read_file", arguments)]
+        assert text_of(found) == ""
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_a_call_whose_end_is_forgotten_ends_where_something_else_begins(size: int | None) -> None:
+    found = parse(f"<function=run><parameter=check>true</parameter> and so\n{CALL}", size)
+    assert calls_of(found) == [("run", {"check": True}), PARIS]
+    assert text_of(found).strip() == "and so"
+
+
+def test_a_value_that_breaks_off_is_no_value() -> None:
+    with pytest.raises(UpstreamTruncated):
+        parse("<function=read_file><parameter=path>\nhalf of a na")
+    with pytest.raises(UpstreamTruncated):
+        parse("<function=read_file><parameter=limit>\n1")
+
+
+def test_a_value_that_never_ends_is_not_held_for_ever() -> None:
+    with pytest.raises(UpstreamInvalidResponse):
+        parse("<function=read_file><parameter=limit>" + "1" * (MOST_HELD + 1), 5000)
+
+
 TEXT_ONLY = [
     "a < b and c > d",
     "<tool_box> is no tag",
