@@ -55,14 +55,12 @@ class JSONAnswers:
 
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
         wish = request.options.get("response_format")
-        if wish is None or wish.get("type") == "text":
+        if wish is None or (isinstance(wish, Mapping) and wish.get("type") == "text"):
             return self._upstream(request)
         return self._structured(request, wish)
 
     @asynccontextmanager
-    async def _structured(
-        self, request: ChatRequest, wish: Mapping[str, Any]
-    ) -> AsyncIterator[Batches]:
+    async def _structured(self, request: ChatRequest, wish: Any) -> AsyncIterator[Batches]:
         schema = _schema(wish)
         check = None if schema is None else make_check(schema)
         options = {k: v for k, v in request.options.items() if k != "response_format"}
@@ -72,12 +70,12 @@ class JSONAnswers:
             yield _read(batches, JSONText(check))
 
 
-def _schema(wish: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _schema(wish: Any) -> Mapping[str, Any] | None:
     """Return the schema that is wished for; None for any object. Raises InvalidRequest."""
-    kind = wish.get("type")
+    kind = wish.get("type") if isinstance(wish, Mapping) else None
     if kind == "json_object":
         return None
-    described = wish.get("json_schema")
+    described = wish.get("json_schema") if isinstance(wish, Mapping) else None
     schema = described.get("schema") if isinstance(described, Mapping) else None
     if kind != "json_schema" or not isinstance(schema, Mapping):
         raise InvalidRequest(

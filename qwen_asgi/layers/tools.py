@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from qwen_asgi.chat import Batches, ChatRequest, Event, Finish, TextDelta, Upstream
+from qwen_asgi.chat import Batches, ChatRequest, Event, Finish, Message, TextDelta, Upstream
 from qwen_asgi.errors import InvalidRequest, QwenASGIError, UpstreamInvalidResponse
 from qwen_asgi.ids import IdSource
 from qwen_asgi.tool_text.parser import ToolText
@@ -29,7 +29,7 @@ class EmulatedTools:
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
         if request.options.get("tools"):
             return self._with_tools(request)
-        if any(_is_of_tools(message.role, message.extra) for message in request.messages):
+        if _speaks_of_tools(request.messages):
             # A history of tools that are offered no more.
             messages = as_text(request.messages, form=self._form)
             return self._upstream(replace(_without(request), messages=messages))
@@ -58,8 +58,12 @@ class EmulatedTools:
         return f"call_{self._ids.next()}"
 
 
-def _is_of_tools(role: str, extra: Mapping[str, Any]) -> bool:
-    return role == "tool" or bool(extra and extra.get("tool_calls"))
+def _speaks_of_tools(messages: Sequence[Message]) -> bool:
+    """Whether a conversation holds calls or results; asked of every chat, and most are long."""
+    for message in messages:
+        if message.role == "tool" or (message.extra and message.extra.get("tool_calls")):
+            return True
+    return False
 
 
 def _without(request: ChatRequest) -> ChatRequest:

@@ -135,6 +135,7 @@ async def test_a_call_of_a_tool_is_an_answer_too() -> None:
     "response_format",
     [
         {"type": "xml"},
+        "json",
         {"type": "json_schema"},
         {"type": "json_schema", "json_schema": {"schema": 5}},
         wish({"type": "nonsense"}),
