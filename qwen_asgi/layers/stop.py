@@ -21,11 +21,13 @@ class StopText:
     What may be the beginning of one is held back, and no more.
     """
 
-    __slots__ = ("_held", "_longest", "_sequences", "stopped")
+    __slots__ = ("_beginnings", "_held", "_last", "_longest", "_sequences", "stopped")
 
     def __init__(self, sequences: Sequence[str]) -> None:
         self._sequences = sequences
         self._longest = max(map(len, sequences))
+        self._beginnings = {s[:length] for s in sequences for length in range(1, len(s))}
+        self._last = {beginning[-1] for beginning in self._beginnings}
         self._held = ""
         self.stopped = False
         """Whether a sequence was met: what comes behind it is nothing."""
@@ -51,9 +53,10 @@ class StopText:
 
     def _beginning_at_the_end_of(self, text: str) -> int:
         """Return how many of the last characters may begin a sequence."""
+        if not text or text[-1] not in self._last:
+            return 0
         for length in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[len(text) - length :]
-            if any(sequence.startswith(tail) for sequence in self._sequences):
+            if text[-length:] in self._beginnings:
                 return length
         return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import emulation
 from tests.benchmarks.figures import QUICK, figures
 from tests.benchmarks.goals import GOALS
 from tests.benchmarks.processes import ROOT
@@ -140,3 +142,9 @@ def test_a_reference_must_say_what_the_scenario_says(right: bytes, wrong: bytes)
 def test_a_slope_is_that_of_the_line_through_the_points() -> None:
     assert slope([0, 1, 2], [5, 7, 9]) == 2
     assert slope([3, 3], [1, 2]) == 0
+
+
+def test_what_the_layers_add_is_measured_for_each_case() -> None:
+    found = asyncio.run(emulation.measure(chunks=20, turns=1))
+    assert found.keys() == emulation.CASES.keys()
+    assert all(plain > 0 and layered > 0 for plain, layered in found.values())
