@@ -7,7 +7,6 @@ One upstream stands alone: nothing is between a chat and it. Of several, each ha
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,8 +37,6 @@ from qwen_asgi.upstreams.stored_chats import StoredChats
 
 if TYPE_CHECKING:
     import httpx
-
-logger = logging.getLogger(__name__)
 
 ALONE = "upstream"
 """The name of an upstream that is the only one."""

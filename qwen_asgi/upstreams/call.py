@@ -237,6 +237,11 @@ class _Answer:
             raise UpstreamInvalidResponse("the upstream's answer is empty") from None
         self._clock.begun()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its end was seen."""
+        return self._decoder.complete
+
     def __aiter__(self) -> _Answer:
         return self
 

@@ -14,7 +14,12 @@ from types import TracebackType
 from typing import Protocol
 
 from qwen_asgi.chat import Batches, ChatRequest
-from qwen_asgi.errors import UpstreamError, UpstreamTimeout, UpstreamTruncated
+from qwen_asgi.errors import (
+    QwenASGIError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
 from qwen_asgi.transports import Transport, UpstreamRequest
 from qwen_asgi.upstreams import AnswerReader
 from qwen_asgi.upstreams.call import Call, Clock, Reached, Timeouts
@@ -104,7 +109,7 @@ class StoredChats(Reached):
         for call in calls:
             try:
                 await self.document(call, Clock(Timeouts(first=REMOVAL_SECONDS)))
-            except UpstreamError as error:
+            except QwenASGIError as error:
                 logger.info("a chat may stay in the upstream's account: %s", error)
 
 
@@ -142,4 +147,6 @@ class _ChatCall(Call):
         try:
             await super().__aexit__(exc_type, exc, traceback)
         finally:
-            self._chats.leave(self._chat_id, is_over=exc_type is None)
+            # A layer that has heard enough leaves before the end, without an error.
+            is_over = exc_type is None and self._answer.is_whole
+            self._chats.leave(self._chat_id, is_over=is_over)

@@ -64,6 +64,17 @@ def test_a_client_that_leaves_stops_the_answer(
     qwen.wait_for(lambda qwen: qwen.hung_up == 1 and bool(qwen.chats.stored) is keep)
 
 
+def test_an_answer_that_ends_at_a_stop_sequence_is_stopped(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    qwen.reply, qwen.pieces, qwen.pace = "abcdefghij" * 100, 1, 0.001
+    answer = answer_of(http.post(f"{gateway_url()}{CHAT}", json=ask(stop="d")))
+    assert answer["choices"][0]["message"]["content"] == "abc"
+    eventually(lambda: qwen.requests[-1].method == "DELETE")
+    qwen.wait_for(is_removed)
+    assert STOP in [r.path for r in qwen.requests]
+
+
 @pytest.mark.parametrize(
     ("fault", "stops"),
     [
