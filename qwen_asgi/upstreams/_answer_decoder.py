@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from qwen_asgi import sse
@@ -131,7 +132,9 @@ class AnswerDecoder(ABC):
         return self._take()
 
     def flush(self) -> list[Event]:
-        self._give_up_held()
+        # What was held back may end in an error too; there is one already.
+        with suppress(UpstreamError):
+            self._give_up_held()
         return self._take()
 
     def _take(self) -> list[Event]:

@@ -33,7 +33,7 @@ class FrameShapes:
     digits a number has.
     """
 
-    __slots__ = ("_fields", "_head", "_last", "_learnt", "_mark", "_tails", "identity")
+    __slots__ = ("_fields", "_head", "_identity", "_last", "_learnt", "_mark", "_tails")
 
     def __init__(self) -> None:
         self._head = b""
@@ -43,10 +43,13 @@ class FrameShapes:
         self._fields = b""
         self._last = b""
         self._learnt = 0
-        self.identity = b""
-        """What a frame must hold as it is, digits too, or it is not of the answer."""
+        self._identity: re.Pattern[bytes] | None = None
         self._mark = b""
-        """That, if it stands behind the text; in front of it all is compared as it is."""
+        """The identity, if it stands behind the text; in front of it all is compared as it is."""
+
+    def identify(self, field: bytes, value: bytes) -> None:
+        """Take only frames that hold this once, digits and all: others are not of the answer."""
+        self._identity = re.compile(rb'"%b": ?"%b"' % (re.escape(field), re.escape(value)))
 
     def forget(self) -> None:
         """Know none any more: what a frame of a shape does is no longer the same."""
@@ -63,11 +66,17 @@ class FrameShapes:
         text, _, tail = frame[found.end() :].partition(b'"')
         if text.endswith(b"\\"):
             return
+        mark = b""
+        if self._identity is not None:
+            marks = self._identity.findall(frame)
+            if len(marks) != 1:
+                return
+            mark = b"" if marks[0] in head else marks[0]
         fields = re.sub(rb"\d+", b"0", tail)
         if head != self._head or fields != self._fields:
             self.forget()
             self._head, self._fields = head, fields
-        self._mark = b"" if self.identity in head else self.identity
+        self._mark = mark
         self._tails.add(tail.translate(_ZEROS))
 
     def read(

@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+_KINDS = (0, 1)
+
 LONGEST_ROUND = 1_000
 """Titles, and thoughts, that are looked at; what is behind them in a list is not."""
 
 
 class Summaries:
-    """Both lists of one answer, frame by frame: `feed` returns what is new, as text."""
+    """Both lists of one answer, frame by frame: `feed` returns what is new, as text.
 
-    __slots__ = ("_given", "_last", "_parts")
+    A round is known by its first title or thought, if that does not go on with what stood there
+    before. Behind a tool's result, where rounds begin, lists that hold less than they did are a new
+    round too. Anything else that was reworded is told anew, in a paragraph of its own.
+    """
+
+    __slots__ = ("_given", "_last", "_may_begin", "_parts")
 
     def __init__(self) -> None:
         self._parts: dict[tuple[int, int], str] = {}
@@ -25,14 +32,31 @@ class Summaries:
         self._last: tuple[int, int] | None = None
         """The one that was given out last."""
         self._given = False
+        self._may_begin = False
+
+    def expect_round(self) -> None:
+        """A tool's result has come: the lists to come may be those of a new round."""
+        self._may_begin = True
 
     def feed(self, titles: Sequence[str], thoughts: Sequence[str]) -> str:
         new = self._parts_of(titles, thoughts)
-        if any(not _goes_on(self._parts.get(place, ""), part) for place, part in new.items()):
-            # Not what this round held: another has begun.
+        if self._is_a_round(new):
             self._parts = {}
             self._last = None
+        if new:
+            self._may_begin = False
         return "".join(self._more(place, new[place]) for place in sorted(new))
+
+    def _is_a_round(self, new: dict[tuple[int, int], str]) -> bool:
+        if any(
+            not _goes_on(self._parts.get((0, kind), ""), new.get((0, kind), "")) for kind in _KINDS
+        ):
+            return True
+        return (
+            self._may_begin
+            and bool(new)
+            and any(len(new.get(place, "")) < len(part) for place, part in self._parts.items())
+        )
 
     def _parts_of(
         self, titles: Sequence[str], thoughts: Sequence[str]
@@ -42,6 +66,8 @@ class Summaries:
 
     def _more(self, place: tuple[int, int], part: str) -> str:
         before = self._parts.get(place, "")
+        if not _goes_on(before, part):
+            before, self._last = "", None
         if len(part) <= len(before):
             return ""
         self._parts[place] = part
@@ -65,4 +91,6 @@ def texts_in(extra: Any, name: str) -> list[str]:
     content = part.get("content") if isinstance(part, dict) else None
     if isinstance(content, str):
         return [content]
-    return [text for text in content if isinstance(text, str)] if isinstance(content, list) else []
+    texts = content if isinstance(content, list) else []
+    # What is no text keeps its place: title and thought stand at the same one.
+    return [text if isinstance(text, str) else "" for text in texts]

@@ -49,10 +49,10 @@ def refuse_tools(message: Message, where: str, upstream: str) -> None:
 
 
 def refuse_task(chat_type: str, types: set[str], param: str) -> None:
-    """Raise InvalidRequest for a mode that is answered with a task to wait for, and no text."""
+    """Raise InvalidRequest for a mode whose answer cannot be given as one."""
     if chat_type in types:
         raise InvalidRequest(
-            f"the chat type {chat_type!r} is answered with a task, not with text; "
+            f"the chat type {chat_type!r} is answered with tasks or reports, not with text; "
             'use "artifacts", "t2t" or "search"',
             code="unsupported_parameter",
             param=param,

@@ -12,6 +12,9 @@ from qwen_asgi.upstreams._answer_decoder import AnswerDecoder
 from qwen_asgi.upstreams._snapshots import Contradiction, TextReader
 from qwen_asgi.upstreams._think_tags import ThinkTags
 
+MOST_PHASES = 16
+"""Phases of one answer that hold text; two or three are usual."""
+
 
 class QwenWebV1Decoder(AnswerDecoder):
     """The bytes of one answer to events; see `upstreams.Decoder` for the order of calls.
@@ -40,6 +43,10 @@ class QwenWebV1Decoder(AnswerDecoder):
         self._incremental = incremental
         self._ends_by_close = ends_by_close
         self._secret = secret
+        self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        """Know nothing of the answer yet."""
         self._phase = ""
         self._has_phases = False
         self._texts: dict[str, TextReader] = {}
@@ -60,7 +67,7 @@ class QwenWebV1Decoder(AnswerDecoder):
         is_usual = (
             type(content) is str
             and delta.get("phase", "") == self._phase
-            and delta.get("status") != "finished"
+            and delta.get("status", "typing") == "typing"
             and delta.get("role") != "function"
             and choice.get("finish_reason") is None
             and _MORE.isdisjoint(delta)
@@ -82,13 +89,16 @@ class QwenWebV1Decoder(AnswerDecoder):
             self._reason = reason
 
     def _delta(self, delta: Mapping[str, Any]) -> None:
+        phase = delta.get("phase") or ""
+        content = delta.get("content")
+        if delta.get("role") == "function":
+            # What a server's tool found, or how it failed, is never answer text (W1-25).
+            self._events.append(Extra(_kind(delta), delta))
+            return
         error = delta.get("error")
         if error:
             self._raise_failure({"error": error})
-        phase = delta.get("phase") or ""
-        content = delta.get("content")
-        if delta.get("role") == "function" or not _is_of_the_answer(phase):
-            # Search results and other tools' frames are never answer text (W1-25).
+        if not _is_of_the_answer(phase):
             self._events.append(Extra(_kind(delta), delta))
             return
         reasoning = delta.get("reasoning_content")
@@ -112,6 +122,8 @@ class QwenWebV1Decoder(AnswerDecoder):
             return
         reader = self._texts.get(phase)
         if reader is None:
+            if len(self._texts) >= MOST_PHASES:
+                raise UpstreamInvalidResponse("the upstream's answer has too many phases")
             reader = self._texts[phase] = TextReader(self._is_incremental())
         try:
             self._text(phase, reader.feed(content))

@@ -205,7 +205,15 @@ FRAMES = [
     frame("t", id="11-1", phase="think"),
     frame("", id="11-1", role="function", name="x"),
     frame("", id="22-2", status="finished"),
+    frame("x", id="11-1", status="error"),
+    frame("x", id="22-2", status="error"),
+    frame("s", id="11-1", phase="thinking_summary"),
+    frame("u", id="11-1", phase="image_gen"),
+    frame("", id="11-1", role="function", name="x", status="error"),
     sse({"response.info": {"action": "keep_alive"}}),
+    sse({"response.stopped": {"response_id": "22-2"}}),
+    sse({"done": True, "response_id": "22-2"}),
+    sse({"done": True}),
     sse({"choices": []}),
 ]
 
@@ -251,6 +259,23 @@ SUMMARIES = {
         [summary(["A"], ["a"]), summary(["A", "B"], ["a", "b"]), summary(["A"], ["a"])],
         AB,
     ),
+    "a last thought reworded": (
+        [summary(["A", "B"], ["a", "b1"]), summary(["A", "B"], ["a", "b2"])],
+        "A\na\n\nB\nb1\n\nb2",
+    ),
+    "a round that begins alike, behind a tool": (
+        [
+            summary(["A"], ["a b c"]),
+            frame("", role="function", name="x"),
+            *(summary(["A"], ["a b"[: n + 1]]) for n in range(3)),
+        ],
+        "A\na b c\n\nA\na b",
+    ),
+    "told again behind a tool": (
+        [summary(["A"], ["a"]), frame("", role="function", name="x"), summary(["A"], ["a"])],
+        "A\na",
+    ),
+    "a null among the titles": ([summary([None, "B"], ["a", "b"])], "a\n\nB\nb"),
     "odd lists": (
         [summary([None, 3], "a"), summary(None, {}), frame("", phase="thinking_summary")],
         "a",
@@ -305,6 +330,82 @@ def test_a_failure_in_the_middle_is_never_a_clean_end(fault: bytes) -> None:
     assert reading.text == "a"
     assert reading.error is not None
     assert not reading.finishes
+
+
+def test_a_tool_of_the_server_that_fails_does_not_end_the_answer() -> None:
+    failed = frame("", role="function", name="x", status="error", error={"code": "x"})
+    reading = decode(frame("a") + failed + frame("b") + END)
+    assert (reading.text, reading.finishes) == ("ab", [Finish("stop")])
+    assert [extra.kind for extra in reading.extras] == ["x"]
+
+
+@SPLIT
+def test_a_failed_frame_is_no_text_whatever_its_text(size: int | None) -> None:
+    frames = [frame(f"{n} ") for n in range(5)]
+    body = b"".join([*frames, frame("oops", status="error"), END])
+    reading = decode(body, size)
+    assert reading.text == "0 1 2 3 4 "
+    assert reading.error is not None
+    assert not reading.finishes
+
+
+@SPLIT
+def test_a_picture_is_a_line_of_its_own(size: int | None) -> None:
+    picture = frame("https://x/1.png", phase="image_gen")
+    reading = decode(b"".join([frame("a"), frame("b"), picture, frame("c"), frame("d"), END]), size)
+    assert reading.text == "ab\nhttps://x/1.png\ncd"
+
+
+def test_a_picture_that_failed_is_an_error() -> None:
+    failed = frame("", phase="image_gen", error={"code": "x"}, status="finished")
+    reading = decode(failed)
+    assert reading.error is not None
+    assert not reading.finishes
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        sse({"response.stopped": {"response_id": "r1"}}),
+        sse({"done": True, "response_id": "r1"}),
+    ],
+)
+def test_the_end_of_another_candidate_is_not_the_answer_s(fault: bytes) -> None:
+    begun = b"".join([*TWICE, frame("a"), fault, frame("b")])
+    assert decode(begun + END).finishes == [Finish("stop")]
+    cut = decode(begun, ends_by_close=True)
+    assert cut.text == "ab"
+    assert isinstance(cut.error, UpstreamTruncated)
+
+
+def test_a_change_of_candidate_begins_anew() -> None:
+    """The end, the phase and the counts of the one that was read at first are not the answer's."""
+    first = frame("", id="r1", status="finished", usage={"input_tokens": 9, "output_tokens": 9})
+    begun = b"".join([first, created("r1", "1"), created("r0", "0"), frame("a")])
+    assert decode(begun + END, ends_by_close=True).events == [TextDelta("a"), Finish("stop")]
+    assert isinstance(decode(begun, ends_by_close=True).error, UpstreamTruncated)
+
+
+def test_the_end_of_a_lone_second_candidate_is_an_end() -> None:
+    body = b"".join([created("r1", "1"), frame("a", id="r1"), frame(id="r1", status="finished")])
+    assert decode(body, ends_by_close=True).events == [TextDelta("a"), Finish("stop")]
+
+
+def test_an_error_in_what_is_held_loses_no_text() -> None:
+    held = [created("r1", "1"), frame("a", id="r1"), frame("", id="r1", status="error")]
+    reading = decode(b"".join(held))
+    assert (reading.text, reading.finishes) == ("a", [])
+    assert reading.error is not None
+
+
+def test_what_is_held_is_bounded_in_bytes_and_candidates() -> None:
+    long = [frame(f"{n}" + "x" * 100_000, id="r1") for n in range(12)]
+    reading = read(QwenWebV2Decoder(), [created("r1", "1"), *long], close=False)
+    assert len(reading.text) >= 1_100_000
+    many = b"".join(created(f"r{n}", "1") for n in range(100))
+    assert isinstance(decode(many).error, UpstreamInvalidResponse)
+    phases = b"".join(frame("x", phase=f"think{n}") for n in range(100))
+    assert isinstance(decode(phases).error, UpstreamInvalidResponse)
 
 
 def test_done_ends_the_answer() -> None:
