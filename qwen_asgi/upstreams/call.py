@@ -219,7 +219,15 @@ class Clock:
 class _Answer:
     """The batches of one answer: `begin`, iterate, then `release` if all went well."""
 
-    __slots__ = ("_at_end", "_clock", "_decoder", "_error", "_first", "_response")
+    __slots__ = (
+        "_at_end",
+        "_clock",
+        "_decoder",
+        "_error",
+        "_first",
+        "_footer_until",
+        "_response",
+    )
 
     def __init__(self, response: UpstreamResponse, decoder: Decoder, clock: Clock) -> None:
         self._response = response
@@ -227,6 +235,8 @@ class _Answer:
         self._clock = clock
         self._first: Sequence[Event] = ()
         self._at_end = False
+        self._footer_until = 0.0
+        """When the wait for a footer is over; 0 before it has begun."""
         self._error: UpstreamError | None = None
 
     async def begin(self) -> None:
@@ -255,6 +265,7 @@ class _Answer:
                 if decoder.ending:
                     data = await self._read_footer()
                 else:
+                    self._footer_until = 0.0
                     data = await self._response.read(self._clock.steady or self._clock.left())
                 if data:
                     events = decoder.feed(data)
@@ -278,8 +289,13 @@ class _Answer:
                 await self._response.read(within=FOOTER_GRACE)
 
     async def _read_footer(self) -> bytes:
+        now = time.monotonic()
+        # One wait for all that may still follow: what is no footer does not begin it anew.
+        self._footer_until = self._footer_until or now + GRACE
+        if now >= self._footer_until:
+            return b""
         try:
-            return await self._response.read(min(GRACE, self._clock.left()))
+            return await self._response.read(min(self._footer_until - now, self._clock.left()))
         except UpstreamError:
             # How the connection ends is no longer the answer's matter.
             return b""

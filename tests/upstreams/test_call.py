@@ -197,6 +197,14 @@ async def test_an_answer_that_is_whole_waits_a_short_while_for_its_stream_s_end(
     assert max(transport.waits[1:]) <= GRACE
 
 
+async def test_what_goes_on_behind_a_whole_answer_does_not_put_its_end_off() -> None:
+    pings: list[Any] = [b": ping\n\n", 0.2] * 50
+    start = time.monotonic()
+    batches = await batches_of(ScriptedTransport([ONE + LAST, *pings, DONE]))
+    assert batches[-1] == [Finish("stop")]
+    assert time.monotonic() - start < GRACE + 1
+
+
 @pytest.mark.parametrize("ending", [UpstreamTruncated("cut"), UpstreamTimeout("slow"), b""])
 async def test_how_the_connection_of_a_whole_answer_ends_does_not_matter(ending: Any) -> None:
     batches = await batches_of(ScriptedTransport([ONE + LAST, ending]))
