@@ -67,7 +67,7 @@ def refusal(
         return web_page(status)
     document = _document(body)
     error = failure(document, status, secret=secret) or _from_code(document, status, secret)
-    if error.status == 429 and error.retry_after is None:
+    if error.retry_after is None:
         error.retry_after = retry_after(headers)
     return error
 

@@ -18,13 +18,15 @@ from qwen_asgi.errors import (
     UpstreamRateLimited,
     UpstreamRefused,
 )
-from qwen_asgi.upstreams._documents import read_object
+from qwen_asgi.sse import BOM
+from qwen_asgi.upstreams._documents import read_document, read_object
 from qwen_asgi.upstreams._retry_after import retry_after, seconds
 from qwen_asgi.upstreams._words import plain_code, said, struck
 
 _RATE_CODES = {"ratelimited", "parallellimited", "quotalimited", "quota_limit"}
 _CREDENTIAL_CODES = {"unauthorized", "invalid_token", "forbidden"}
 _BLOCK_SIGNS = ("FAIL_SYS", "RGV587")
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?")
 _BLOCK_PAGE_SIGN = b"aliyun_waf"
 _BLOCK_PAGE_STATUSES = {403, 405}
 
@@ -45,17 +47,37 @@ def failure(
     """
     if "ret" in document:
         return _blocked(document["ret"], secret)
+    data, error, code = document.get("data"), document.get("error"), document.get("code")
+    if error and not isinstance(error, Mapping):
+        error = {"details": error}
     if document.get("success") is False:
-        data = document.get("data")
-        return _from_code(data if isinstance(data, Mapping) else document, status, secret)
-    error = document.get("error")
-    if error:
-        data = error if isinstance(error, Mapping) else {"details": error}
-        return _from_code(data, status, secret)
-    code = document.get("code")
-    if isinstance(code, str) and code and not document.get("choices"):
-        return _from_code(document, status, secret)
-    return None
+        # Each of them may hold what another leaves out.
+        data = {**document, **(error or {}), **(data if isinstance(data, Mapping) else {})}
+    elif error:
+        data = {"code": code, "num": document.get("num"), **error}
+    elif isinstance(code, str) and code and not document.get("choices"):
+        data = document
+    else:
+        return None
+    return _from_code(data, status, secret)
+
+
+def good_document(body: bytes, *, secret: str = "") -> Mapping[str, Any]:
+    """Return the JSON document of an answer with HTTP 200 that is no chat's.
+
+    Raises the UpstreamError that stands in its place: the filter's page (WE-13), nothing (WE-15),
+    or a document that says no.
+    """
+    body = body.strip().removeprefix(BOM).lstrip()
+    if body.startswith(b"<"):
+        raise block_page()
+    if not body:
+        raise UpstreamInvalidResponse("the upstream's answer is empty")
+    document = read_document(body)
+    error = failure(document, secret=secret)
+    if error is not None:
+        raise error
+    return document
 
 
 def refusal(
@@ -71,7 +93,7 @@ def refusal(
         return block_page(status)
     document = read_object(body) or {}
     error = failure(document, status, secret=secret) or _from_code(document, status, secret)
-    if error.status == 429 and error.retry_after is None:
+    if error.retry_after is None:
         error.retry_after = retry_after(headers)
     return error
 
@@ -103,9 +125,10 @@ def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamErr
     details = struck(_details(data), secret)
     words = details.lower()
     shown = plain_code(struck(code, secret)) if isinstance(code, str) else None
+    wait = _wait(data)
     if status == 429 or name in _RATE_CODES or "quota exceeded" in words:
         return UpstreamRateLimited(
-            f"the upstream's limit is reached{said(details)}", code=shown, retry_after=_wait(data)
+            f"the upstream's limit is reached{said(details)}", code=shown, retry_after=wait
         )
     if "chat is in progress" in words:
         return UpstreamRateLimited(
@@ -116,19 +139,27 @@ def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamErr
             "the upstream does not accept the gateway's credential; its operator must renew "
             "QWEN_API_KEY"
         )
-    if "model not found" in words:
+    if "model not found" in words or ("model" in words and "not exist" in words):
         return UpstreamRefused("the upstream does not know this model", code="model_not_found")
-    if status in (400, 413, 422) or (name == "bad_request" and "internal error" not in words):
+    if status in (400, 413, 422) or _is_refused(name, words):
         return UpstreamRefused(f"the upstream refuses this request{said(details)}", code=shown)
     shown_status = f" with HTTP {status}" if status != 200 else ""
     shown_code = f" ({shown})" if shown else ""
     return UpstreamError(f"the upstream failed{shown_status}{shown_code}{said(details)}")
 
 
+def _is_refused(name: str, words: str) -> bool:
+    """Whether the request is at fault, or what it names is gone (WE-06, WE-08): no outage."""
+    is_gone = name == "not_found" or "not exist" in words
+    return is_gone or (name == "bad_request" and "internal error" not in words)
+
+
 def _wait(data: Mapping[str, Any]) -> int | None:
     """`num` counts the hours until the limit is lifted (WE-02)."""
     hours = data.get("num")
-    if isinstance(hours, int | float) and hours > 0:
+    if isinstance(hours, str) and _NUMBER.fullmatch(hours):
+        hours = float(hours)
+    if isinstance(hours, int | float) and not isinstance(hours, bool) and hours > 0:
         return seconds(hours * 3600)
     return None
 

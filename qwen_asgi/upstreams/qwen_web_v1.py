@@ -17,7 +17,7 @@ from qwen_asgi.errors import InvalidRequest, UpstreamError
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
-from qwen_asgi.upstreams._documents import listed_models, read_document
+from qwen_asgi.upstreams._documents import listed_models
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._web_requests import (
     known_fields,
@@ -113,10 +113,7 @@ class QwenWebV1:
 
     def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W1-35: `{data: [{id, ...}]}`."""
-        document = read_document(body)
-        error = _web_errors.failure(document, secret=self._api_key)
-        if error is not None:
-            raise error
+        document = _web_errors.good_document(body, secret=self._api_key)
         return [web_model(entry, stream_only=False) for entry in listed_models(document)]
 
     def describe(self, model: str) -> ModelInfo:

@@ -21,7 +21,7 @@ from qwen_asgi.errors import InvalidRequest, UpstreamError, UpstreamInvalidRespo
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
-from qwen_asgi.upstreams._documents import listed_models, read_document
+from qwen_asgi.upstreams._documents import listed_models, read_object
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._transcript import transcript
 from qwen_asgi.upstreams._web_requests import (
@@ -49,8 +49,9 @@ HEADERS = {
 
 DEFAULT_CHAT_TYPE = "t2t"
 
-TASK_CHAT_TYPES = {"t2v"}
-"""Modes that are answered with a task to wait for, and no text (W2-60)."""
+TASK_CHAT_TYPES = {"deep_research", "t2v"}
+"""Modes that are answered with a task to wait for (W2-60), or in phases of their own whose form
+nobody has written down (W2-48)."""
 
 MOST_FILES = 5
 """Pictures in one turn (W2-33)."""
@@ -115,8 +116,7 @@ class QwenWebV2:
         return Opening(self._post("/api/v2/chats/new", document), partial(self._completion, body))
 
     def decode_opening(self, body: bytes) -> str:
-        document = read_document(body)
-        self._raise_failure(document)
+        document = _web_errors.good_document(body, secret=self._api_key)
         data = document.get("data")
         id = data.get("id") if isinstance(data, Mapping) else None
         if not isinstance(id, str) or not id:
@@ -133,6 +133,12 @@ class QwenWebV2:
         url = f"{self._base_url}/api/v2/chats/{quote(chat_id, safe='')}"
         return UpstreamRequest(method="DELETE", url=url, headers=self._headers)
 
+    def check_removal(self, body: bytes) -> None:
+        """Whatever it says that is no failure is good: nobody has written down what it says."""
+        document = read_object(body)
+        if document is not None or body.lstrip().startswith(b"<"):
+            _web_errors.good_document(body, secret=self._api_key)
+
     def decoder(self, request: ChatRequest, response: UpstreamResponse) -> QwenWebV2Decoder:
         return QwenWebV2Decoder(ends_by_close=response.ends_by_close, secret=self._api_key)
 
@@ -145,8 +151,7 @@ class QwenWebV2:
 
     def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W2-06: the list of W1-35, wrapped once more."""
-        document = read_document(body)
-        self._raise_failure(document)
+        document = _web_errors.good_document(body, secret=self._api_key)
         inner = document.get("data")
         return [
             web_model(entry, stream_only=True)
@@ -168,11 +173,6 @@ class QwenWebV2:
             # JSON has no NaN; a client's is sent on as null.
             body=to_json(document, inf_nan_mode="null"),
         )
-
-    def _raise_failure(self, document: Mapping[str, Any]) -> None:
-        error = _web_errors.failure(document, secret=self._api_key)
-        if error is not None:
-            raise error
 
 
 def _ignored(request: ChatRequest) -> tuple[str, ...]:

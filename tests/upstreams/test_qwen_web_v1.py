@@ -12,6 +12,7 @@ from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.chat import ChatRequest
 from qwen_asgi.errors import (
     InvalidRequest,
+    UpstreamBlocked,
     UpstreamError,
     UpstreamInvalidResponse,
     UpstreamRateLimited,
@@ -534,7 +535,6 @@ def test_the_recorded_list_of_models_is_read() -> None:
         b'{"data": {}}',
         b'{"data": []}',
         b'{"data": [5, null, {}, {"id": 5}, {"id": ""}]}',
-        b"<html>",
         b"",
         b'{"data": [',
     ],
@@ -542,6 +542,14 @@ def test_the_recorded_list_of_models_is_read() -> None:
 def test_a_list_that_holds_no_model_is_an_error(body: bytes) -> None:
     with pytest.raises((UpstreamInvalidResponse, UpstreamTruncated)):
         QwenWebV1().decode_models(body)
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html>", b"\xef\xbb\xbf\r\n<html>", sample("web-waf.html").data]
+)
+def test_a_page_in_place_of_the_list_is_a_block(page: bytes) -> None:
+    with pytest.raises(UpstreamBlocked):
+        QwenWebV1().decode_models(page)
 
 
 def test_a_failure_in_place_of_the_list_is_what_it_says() -> None:

@@ -14,6 +14,7 @@ from qwen_asgi.chat import ChatRequest, ModelInfo
 from qwen_asgi.errors import (
     InvalidRequest,
     UpstreamAuthenticationFailed,
+    UpstreamBlocked,
     UpstreamError,
     UpstreamInvalidResponse,
     UpstreamRateLimited,
@@ -253,7 +254,7 @@ def test_the_recorded_answers_about_chats_and_models() -> None:
         (sample("web2-ratelimited-200.json").data, UpstreamRateLimited),
         (b'{"success": true, "data": {}}', UpstreamInvalidResponse),
         (b'{"success": true}', UpstreamInvalidResponse),
-        (b"<html>", UpstreamInvalidResponse),
+        (b" <html>", UpstreamBlocked),
     ],
 )
 def test_a_chat_that_is_not_made_is_an_error(body: bytes, error: type[UpstreamError]) -> None:

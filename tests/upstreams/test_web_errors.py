@@ -22,6 +22,7 @@ from qwen_asgi.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
+from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._documents import read_document
 from qwen_asgi.upstreams._web_errors import failure, refusal
 from tests.wire import sample
@@ -245,3 +246,49 @@ def test_any_document_is_an_error_or_none_and_never_a_crash(document: Any, statu
         assert str(found).isprintable()
         assert len(str(found)) < 300
         assert found.retry_after is None or 0 <= found.retry_after <= 604800
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"success": False, "data": {"code": "RateLimited", "num": 4}},
+        {"success": False, "data": {"code": "RateLimited", "num": "4"}},
+        {"success": False, "num": 4, "data": {"code": "RateLimited"}},
+        {"success": False, "code": "RateLimited", "num": 4},
+        {"success": False, "error": {"code": "RateLimited", "num": 4}},
+        {"error": {"code": "RateLimited"}, "num": 4},
+        {"error": {"message": "Quota exceeded", "num": 4}},
+    ],
+)
+def test_the_hours_of_a_limit_are_found_wherever_they_stand(document: dict[str, Any]) -> None:
+    error = failure(document)
+    assert isinstance(error, UpstreamRateLimited)
+    assert error.retry_after == 4 * 3600
+
+
+@pytest.mark.parametrize("num", [True, "soon", "-1", -1, 0, None, [4], float("nan"), "9" * 400])
+def test_hours_that_are_none_are_not_told(num: Any) -> None:
+    error = failure({"code": "RateLimited", "num": num})
+    assert isinstance(error, UpstreamRateLimited)
+    assert error.retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("details", "code"),
+    [
+        ("Model not found", "model_not_found"),
+        ("Model xyz not exist", "model_not_found"),
+        ("The chat does not exist.", "Not_Found"),
+        ("gone", "Not_Found"),
+    ],
+)
+def test_what_is_gone_is_refused_and_no_outage(details: str, code: str) -> None:
+    error = failure({"success": False, "data": {"code": "Not_Found", "details": details}})
+    assert type(error) is UpstreamRefused
+    assert error.code == code
+
+
+@pytest.mark.parametrize("read", [refusal, _openai_errors.refusal])
+@pytest.mark.parametrize("body", [b"", b'{"detail": "down"}'])
+def test_any_refusal_may_say_when_to_come_back(read: Any, body: bytes) -> None:
+    assert read(503, {"retry-after": "3"}, body).retry_after == 3
