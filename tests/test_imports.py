@@ -257,7 +257,11 @@ def test_only_the_program_and_the_simulator_touch_the_process() -> None:
     assert users <= {"qwen_asgi.standalone", "qwen_asgi.testing.server"}
 
 
-AWAITING = {"qwen_asgi.upstreams.call", "qwen_asgi.upstreams.stored_chats"}
+AWAITING = {
+    "qwen_asgi.upstreams.call",
+    "qwen_asgi.upstreams.removals",
+    "qwen_asgi.upstreams.stored_chats",
+}
 PURE_FOLDERS = [
     *within("qwen_asgi.apis"),
     *within("qwen_asgi.tool_text"),

@@ -39,6 +39,8 @@ class Chats:
     def remove(self, id: str) -> Answer:
         if id not in self.stored:
             return failed("Not_Found", "The chat does not exist.")
+        if id in self.answering:
+            return failed("Bad_Request", "The chat is in progress!")
         self.stored.discard(id)
         return succeeded({"status": True})
 
@@ -50,7 +52,11 @@ class Chats:
         """Yield the steps of an answer, while which its chat takes no other turn (W2-37)."""
         self.answering.add(id)
         try:
-            yield from steps
+            for step in steps:
+                if id not in self.answering:
+                    # It was stopped (W2-03).
+                    return
+                yield step
         finally:
             self.answering.discard(id)
 

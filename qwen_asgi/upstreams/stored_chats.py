@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -23,14 +24,13 @@ from qwen_asgi.errors import (
 from qwen_asgi.transports import Transport, UpstreamRequest
 from qwen_asgi.upstreams import AnswerReader
 from qwen_asgi.upstreams.call import Call, Clock, Reached, Timeouts
+from qwen_asgi.upstreams.removals import Removals
 
 logger = logging.getLogger(__name__)
 
-MOST_REMOVALS = 100
-"""Chats that are being removed at one time; of more than these the rest stay, with a warning."""
-
 REMOVAL_SECONDS = 10.0
-"""Longest wait for each of the calls that stop an answer and remove its chat."""
+"""Longest wait for each of the calls that stop an answer and remove its chat, and for the name of a
+chat that nobody waits for any more."""
 
 CLOSING_SECONDS = 2.0
 """How long the end of a gateway may wait for chats to be removed."""
@@ -62,6 +62,9 @@ class StoredChatDialect(AnswerReader, Protocol):
     def encode_removal(self, chat_id: str) -> UpstreamRequest:
         """Return the call that removes a chat."""
 
+    def check_removal(self, body: bytes) -> None:
+        """Raise UpstreamError if a stop or a removal was refused with this answer."""
+
 
 class StoredChats(Reached):
     """An `Upstream` that makes a chat for each request; `keep` leaves them in the account."""
@@ -77,7 +80,7 @@ class StoredChats(Reached):
         super().__init__(dialect, transport, timeouts)
         self.chats = dialect
         self._keep = keep
-        self._removals: set[asyncio.Task[None]] = set()
+        self._removals = Removals()
 
     def __call__(self, request: ChatRequest) -> _ChatCall:
         return _ChatCall(self, request)
@@ -86,31 +89,80 @@ class StoredChats(Reached):
         """Be done with a chat, without a wait: its answer is stopped first unless it is over."""
         if self._keep and is_over:
             return
-        if len(self._removals) >= MOST_REMOVALS:
-            logger.warning("a chat stays in the upstream's account: too many are being removed")
-            return
-        calls = [] if is_over else [self.chats.encode_stop(chat_id)]
-        if not self._keep:
-            calls.append(self.chats.encode_removal(chat_id))
-        removal = asyncio.get_running_loop().create_task(self._send(calls), name="qwen_asgi chat")
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
+        self._removals.add(partial(self._remove, chat_id, is_over))
+
+    async def open(self, call: UpstreamRequest, clock: Clock) -> str:
+        """Make a chat and return its name. Raises UpstreamError.
+
+        A chat that is being made when its client leaves, or when the time is over, is made; so its
+        name is waited for behind the request's back, and then it is left.
+        """
+        within = clock.left()
+        task = asyncio.get_running_loop().create_task(self._made(call, within + REMOVAL_SECONDS))
+        try:
+            await asyncio.wait({task}, timeout=within)
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if not task.done():
+            self._abandon(task)
+            raise clock.named(UpstreamTimeout("the upstream did not make a chat in time"))
+        return task.result()
 
     async def aclose(self) -> None:
         """Give the removals of this loop a moment, then end them."""
-        loop = asyncio.get_running_loop()
-        here = {task for task in self._removals if task.get_loop() is loop}
-        if here:
-            _, late = await asyncio.wait(here, timeout=CLOSING_SECONDS)
-            for task in late:
-                task.cancel()
+        await self._removals.aclose(CLOSING_SECONDS)
 
-    async def _send(self, calls: list[UpstreamRequest]) -> None:
-        for call in calls:
+    async def _made(self, call: UpstreamRequest, within: float) -> str:
+        body = await self.document(call, Clock(Timeouts(first=within)))
+        return self.chats.decode_opening(body)
+
+    def _abandon(self, making: asyncio.Task[str]) -> None:
+        """Leave the chat once it has a name, if there is room to wait for that."""
+        if not self._removals.has_room():
+            making.add_done_callback(_hear)
+            making.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        self._removals.keep(loop.create_task(self._leave_made(making), name="qwen_asgi chat"))
+
+    async def _leave_made(self, making: asyncio.Task[str]) -> None:
+        try:
+            async with asyncio.timeout(REMOVAL_SECONDS):
+                chat_id = await making
+        except (QwenASGIError, TimeoutError):
+            # There is none, or none that is known.
+            return
+        # No answer runs in it, and nobody asked to keep an empty one.
+        self._removals.add(partial(self._removed, self.chats.encode_removal(chat_id)))
+
+    async def _remove(self, chat_id: str, is_over: bool) -> None:
+        if not is_over:
             try:
-                await self.document(call, Clock(Timeouts(first=REMOVAL_SECONDS)))
+                await self._removed(self.chats.encode_stop(chat_id))
             except QwenASGIError as error:
-                logger.info("a chat may stay in the upstream's account: %s", error)
+                logger.info("an answer may go on being written at the upstream: %s", error)
+        if not self._keep:
+            await self._removed(self.chats.encode_removal(chat_id))
+
+    async def _removed(self, call: UpstreamRequest) -> None:
+        """Send a call and hear its answer; once more after a moment, where that is asked for."""
+        try:
+            await self._send(call)
+        except UpstreamError as error:
+            if error.retry_after is None or error.retry_after > REMOVAL_SECONDS:
+                raise
+            await asyncio.sleep(error.retry_after)
+            await self._send(call)
+
+    async def _send(self, call: UpstreamRequest) -> None:
+        self.chats.check_removal(await self.document(call, Clock(Timeouts(first=REMOVAL_SECONDS))))
+
+
+def _hear(making: asyncio.Task[str]) -> None:
+    """Take a task's error, so that nobody is told that it was not taken."""
+    if not making.cancelled():
+        making.exception()
 
 
 class _ChatCall(Call):
@@ -127,8 +179,7 @@ class _ChatCall(Call):
         opening = chats.chats.encode_opening(self._request)
         self._request.notes.attempts += 1
         clock = Clock(chats.timeouts, self._request.deadline)
-        # A client that leaves meanwhile leaves a chat behind whose name nobody knows; it is empty.
-        self._chat_id = chats.chats.decode_opening(await chats.document(opening.call, clock))
+        self._chat_id = await chats.open(opening.call, clock)
         try:
             return await self._enter(opening.ask(self._chat_id), clock)
         except BaseException as exc:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from qwen_asgi.testing import Fault, SimulatedQwen, serve
-from qwen_asgi.upstreams import stored_chats
+from qwen_asgi.upstreams import _web_errors, removals, stored_chats
 from tests.conftest import (
     CHAT,
     GatewayURL,
@@ -101,7 +101,9 @@ def test_a_chat_whose_answer_failed_is_removed_too(
     [
         (Fault.failure("Unauthorized", "x"), 500, "upstream_authentication"),
         (Fault.failure("RateLimited", "x", num=3), 429, "RateLimited"),
+        (Fault.block_page(), 500, "upstream_blocked"),
         (Fault.block_page(503), 500, "upstream_blocked"),
+        (Fault.empty(), 500, "upstream_invalid_response"),
         (Fault.status(500), 500, "upstream_failed"),
         (Fault.garbage(), 500, "upstream_invalid_response"),
         (Fault.truncate(9), 500, "upstream_truncated"),
@@ -167,7 +169,7 @@ def test_many_removals_at_once_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(stored_chats, "MOST_REMOVALS", 0)
+    monkeypatch.setattr(removals, "MOST_WAITING", 0)
     answer_of(http.post(f"{gateway_url()}{CHAT}", json=ask()))
     assert len(qwen.chats.stored) == 1
     assert "a chat stays" in caplog.text
@@ -183,6 +185,89 @@ def test_the_end_of_a_gateway_waits_a_moment_for_removals(
     qwen.wait_for(lambda qwen: qwen.open == 0)
     assert qwen.requests[-1].method == "DELETE"
     assert qwen.hung_up == 0
+
+
+def test_removals_that_the_end_of_a_gateway_cuts_off_are_told(
+    make_gateway: MakeGateway,
+    http: httpx.Client,
+    qwen: SimulatedQwen,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(stored_chats, "CLOSING_SECONDS", 0.1)
+    break_the_removal(qwen, Fault.stall(None, 60))
+    with serve(make_gateway()) as url:
+        answer_of(http.post(f"{url}{CHAT}", json=ask()))
+        eventually(lambda: qwen.requests[-1].method == "DELETE")
+    assert "1 chats may stay in the upstream's account" in caplog.text
+
+
+def test_more_removals_than_run_at_once_wait_for_their_turn(
+    gateway_url: GatewayURL,
+    http: httpx.Client,
+    qwen: SimulatedQwen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(removals, "MOST_AT_ONCE", 1)
+    url = gateway_url()
+    break_the_removal(qwen, Fault.stall(None, 0.1))
+    for _ in range(4):
+        answer_of(http.post(f"{url}{CHAT}", json=ask()))
+    assert qwen.chats.stored
+    eventually(lambda: [r.method for r in qwen.requests].count("DELETE") == 4)
+    qwen.wait_for(is_removed)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.failure("Internal_Server_Error", "no"), Fault.block_page(), Fault.human_check()],
+)
+def test_a_removal_that_is_refused_with_http_200_is_told(
+    gateway_url: GatewayURL,
+    http: httpx.Client,
+    qwen: SimulatedQwen,
+    caplog: pytest.LogCaptureFixture,
+    fault: Fault,
+) -> None:
+    caplog.set_level("INFO", "qwen_asgi")
+    break_the_removal(qwen, fault)
+    answer_of(http.post(f"{gateway_url()}{CHAT}", json=ask()))
+    eventually(lambda: "a chat may stay in the upstream's account" in caplog.text)
+
+
+def test_a_chat_that_is_still_answering_is_removed_a_moment_later(
+    gateway_url: GatewayURL,
+    http: httpx.Client,
+    qwen: SimulatedQwen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_web_errors, "BUSY_SECONDS", 0)
+    break_the_removal(qwen, Fault.failure("Bad_Request", "The chat is in progress!"))
+    answer_of(http.post(f"{gateway_url()}{CHAT}", json=ask()))
+    eventually(lambda: [r.method for r in qwen.requests].count("DELETE") == 2)
+    qwen.wait_for(is_removed)
+
+
+def test_a_chat_is_removed_whose_client_left_while_it_was_made(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    qwen.fail(Fault.stall(0, 0.5), around=True)
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(f"{gateway_url()}{CHAT}", json=ask(), timeout=0.2)
+    qwen.wait_for(lambda qwen: len(qwen.chats.stored) == 1)
+    eventually(lambda: qwen.requests[-1].method == "DELETE")
+    qwen.wait_for(is_removed)
+    assert [r.method for r in qwen.requests] == ["POST", "DELETE"]
+
+
+def test_a_chat_is_removed_that_was_made_too_late(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    qwen.fail(Fault.stall(0, 0.5), around=True)
+    response = http.post(f"{gateway_url(first_timeout=0.2)}{CHAT}", json=ask())
+    assert error_of(response, 500)["code"] == "upstream_first_timeout"
+    eventually(lambda: qwen.requests[-1].method == "DELETE")
+    qwen.wait_for(is_removed)
 
 
 def test_one_of_two_wordings_is_given(
