@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from qwen_asgi.chat import Batches, ChatRequest, Upstream
-from qwen_asgi.errors import QwenASGIError, UpstreamError, UpstreamSuspended
+from qwen_asgi.errors import QwenASGIError, UpstreamError, UpstreamSuspended, UpstreamTotalTimeout
 from qwen_asgi.layers.failures import is_outage
 
 logger = logging.getLogger(__name__)
@@ -31,24 +31,30 @@ class Breaker:
         self._closed_until: float | None = None
         """When it may be tried; None while nothing is wrong."""
         self._is_tried = False
+        self._openings = 0
+        """How often it was left alone; the end of a chat that is older says nothing of now."""
 
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
         tries = self._admit()
+        openings = self._openings
+        has_begun = False
         try:
             async with self._upstream(request) as batches:
+                has_begun = True
                 if tries:
                     self._reopen()
                     tries = False
                 yield batches
         except QwenASGIError as error:
-            if is_outage(error):
-                self._failed()
-            elif isinstance(error, UpstreamError):
-                self._worked()
+            # That a long answer came to the end of its time is nobody's failure.
+            is_cut_off = has_begun and isinstance(error, UpstreamTotalTimeout)
+            if openings == self._openings and not is_cut_off:
+                self._heard(error)
             raise
         else:
-            self._worked()
+            if openings == self._openings:
+                self._worked()
         finally:
             if tries:
                 self._is_tried = False
@@ -72,10 +78,17 @@ class Breaker:
         self._closed_until, self._is_tried = None, False
         self._failures = self._most - 1
 
+    def _heard(self, error: QwenASGIError) -> None:
+        if is_outage(error):
+            self._failed()
+        elif isinstance(error, UpstreamError):
+            self._worked()
+
     def _failed(self) -> None:
         self._failures += 1
         if self._failures >= self._most:
             self._closed_until = time.monotonic() + self._seconds
+            self._openings += 1
             logger.warning(
                 "upstream %s failed %d times in a row and is left alone for %g seconds",
                 self._name,

@@ -21,6 +21,9 @@ from qwen_asgi.errors import (
 
 _OUTAGES = (UpstreamUnreachable, UpstreamTimeout, UpstreamTruncated, UpstreamInvalidResponse)
 
+_UNFIT_CODES = {"upstream_invalid_json", "upstream_no_tool_call"}
+"""That a model does not keep to the form which a client asked for is not the upstream's failure."""
+
 _BY_ERROR: tuple[tuple[type[QwenASGIError], str], ...] = (
     (UpstreamRateLimited, "limit"),
     (UpstreamForbidden, "quota"),
@@ -45,6 +48,6 @@ def class_of(error: QwenASGIError) -> str:
 def is_outage(error: QwenASGIError) -> bool:
     """Whether the upstream itself is broken: a limit, a quota or a refusal is its good working, and
     that a model says nothing may be the question's doing."""
-    if isinstance(error, UpstreamEmptyAnswer):
+    if isinstance(error, UpstreamEmptyAnswer) or error.code in _UNFIT_CODES:
         return False
     return isinstance(error, _OUTAGES) or type(error) is UpstreamError

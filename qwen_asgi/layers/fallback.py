@@ -90,7 +90,7 @@ def _the_most_telling(errors: Sequence[QwenASGIError]) -> QwenASGIError:
 
     def rank(error: QwenASGIError) -> tuple[int, int]:
         if isinstance(error, UpstreamRateLimited):
-            return 0, error.retry_after or 1 << 30
+            return 0, 1 << 30 if error.retry_after is None else error.retry_after
         return (1 if isinstance(error, UpstreamError) else 2), 0
 
     return min(errors, key=rank)

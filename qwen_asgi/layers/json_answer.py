@@ -39,6 +39,10 @@ LONGEST_PREFACE = 4_096
 LONGEST_ANSWER = 8 * 1024 * 1024
 """Characters of the object."""
 
+MOST_STEPS = 100_000
+"""Keywords of a schema that are applied to one answer: some tenths of a second. A few references
+that each name the next one twice would take hours, and every other client would wait."""
+
 CODE = "upstream_invalid_json"
 
 _NOT_CHECKED = ("pattern", "patternProperties", "format", "$dynamicRef")
@@ -101,26 +105,52 @@ def make_check(schema: Mapping[str, Any]) -> Check:
     from jsonschema.exceptions import SchemaError, best_match
     from jsonschema.validators import extend
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
 
     try:
         Draft202012Validator.check_schema(schema)
     except (SchemaError, RecursionError) as exc:
         raise _wrong_schema(f"is not valid: {getattr(exc, 'message', 'too deep')}"[:300]) from None
+    steps = _Steps()
+    keywords = {name: steps.counted(rule) for name, rule in Draft202012Validator.VALIDATORS.items()}
     kind = extend(  # type: ignore[no-untyped-call]
-        Draft202012Validator, dict.fromkeys(_NOT_CHECKED, _unchecked)
+        Draft202012Validator, keywords | dict.fromkeys(_NOT_CHECKED, _unchecked)
     )
     # With a registry of its own it fetches nothing.
     validator = kind(schema, registry=Registry())
 
     def check(value: Any) -> str:
+        steps.left = MOST_STEPS
         try:
             found = best_match(validator.iter_errors(value))
-        except (Unresolvable, RecursionError) as exc:
+        except _TooManySteps:
+            return f"the schema takes more than {MOST_STEPS} steps to check"
+        except Exception as exc:
+            # What a client's references lead to may be no schema at all.
             return f"the schema cannot be followed: {type(exc).__name__}"
         return "" if found is None else f"{found.json_path}: {found.message}"[:300]
 
     return check
+
+
+class _TooManySteps(Exception):
+    pass
+
+
+class _Steps:
+    """A bound on the work of one check."""
+
+    left = 0
+
+    def counted(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the rule of a keyword, made to take one of the steps that are left."""
+
+        def step(*args: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise _TooManySteps
+            return rule(*args)
+
+        return step
 
 
 def _unchecked(*_: Any) -> Sequence[Any]:

@@ -19,12 +19,13 @@ from qwen_asgi.errors import (
     UpstreamRateLimited,
     UpstreamRefused,
     UpstreamSuspended,
+    UpstreamTotalTimeout,
     UpstreamTruncated,
     UpstreamUnreachable,
 )
 from qwen_asgi.layers import breaker as module
 from qwen_asgi.layers.breaker import Breaker
-from tests.layers.scripted import ANSWER, Scripted, answer
+from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +86,8 @@ OUTAGES = [
 GOOD_REASONS = [
     UpstreamRateLimited("later"),
     UpstreamEmptyAnswer("not a word"),
+    UpstreamInvalidResponse("no object", code="upstream_invalid_json"),
+    UpstreamInvalidResponse("no call", code="upstream_no_tool_call"),
     UpstreamQuotaExhausted("pay"),
     UpstreamRefused("no"),
     UpstreamAuthenticationFailed("who"),
@@ -190,3 +193,33 @@ async def test_after_a_try_that_began_well_one_more_outage_is_enough(now: Now) -
     now.seconds += 30
     await fails(layer, UpstreamTruncated)
     await fails(layer, UpstreamSuspended)
+
+
+async def test_the_end_of_an_older_chat_opens_and_closes_nothing(
+    now: Now, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = breaker(Scripted(ANSWER, ANSWER, GONE, ANSWER), failures=1)
+
+    async def fail_behind_others() -> None:
+        async with layer(CHAT):
+            async with layer(CHAT):
+                await fails(layer, UpstreamUnreachable)
+            # One that had begun before ended well.
+            await fails(layer, UpstreamSuspended)
+            raise UpstreamUnreachable("gone")
+
+    with pytest.raises(UpstreamUnreachable):
+        await fail_behind_others()
+    assert caplog.text.count("is left alone") == 1
+
+
+async def test_an_answer_that_was_cut_off_at_the_end_of_its_time_counts_for_nothing() -> None:
+    layer = breaker(Scripted(ANSWER, ANSWER), failures=1)
+
+    async def run_out() -> None:
+        async with layer(CHAT):
+            raise UpstreamTotalTimeout("over")
+
+    with pytest.raises(UpstreamTotalTimeout):
+        await run_out()
+    assert await answer(layer)

@@ -169,3 +169,21 @@ def test_no_address_in_a_schema_is_fetched() -> None:
 def test_a_pattern_that_would_take_for_ever_takes_no_time() -> None:
     check = make_check({"type": "object", "properties": {"a": {"pattern": "(x+x+)+y"}}})
     assert check({"a": "x" * 40}) == ""
+
+
+def test_references_that_double_at_each_step_take_no_time() -> None:
+    definitions: dict[str, Any] = {
+        f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)
+    }
+    check = make_check({"$ref": "#/$defs/a0", "$defs": definitions | {"a40": {}}})
+    assert "steps" in check({})
+    # The next answer has all of them again.
+    assert "steps" in check({})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"$ref": "#/type", "type": "object"}, {"foo": [1], "$ref": "#/foo"}, {"multipleOf": 0.1}],
+)
+def test_a_schema_that_leads_nowhere_is_told(schema: dict[str, Any]) -> None:
+    assert "cannot be followed" in make_check(schema)(10**400 if "multipleOf" in schema else {})
