@@ -45,7 +45,7 @@ class ConfigFile:
 
     def error(self, path: Sequence[str | int], message: str) -> ConfigError:
         """Return the error that names the line in which what stands at `path` begins."""
-        known = [step for step in path if not isinstance(step, int)]
+        known = list(path)
         while known and not _has(self.fields, known):
             known.pop()
         line = self._line(known) if known else None
@@ -68,32 +68,43 @@ class ConfigFile:
             raise self.error(path, f"the variable {name} is not set")
         return found
 
-    def _line(self, path: Sequence[str]) -> int | None:
-        """Return the number of the line in which the statement of `path` begins.
+    def _line(self, path: Sequence[str | int]) -> int:
+        """Return the number of the line in which the statement of `path` begins, which is there.
 
         The parser itself tells: what stands in the first lines that are TOML and hold the path, and
-        not in those before, is that statement.
+        not in those before, is that statement. It is found by halving.
         """
         lines = self._text.split("\n")
-        begun = 0
-        for end in range(1, len(lines) + 1):
-            try:
-                fields = tomllib.loads("\n".join(lines[:end]))
-            except tomllib.TOMLDecodeError:
-                continue
-            if _has(fields, path):
-                blank = (n for n in range(begun, end) if not _is_blank(lines[n]))
-                return next(blank, begun) + 1
-            begun = end
-        return None
+        # The most lines known to lack it, the fewest known to hold it, and where to look.
+        lacking, holding, until = 0, len(lines), len(lines)
+        while lacking + 1 < until:
+            middle = (lacking + until) // 2
+            end, fields = _whole(lines, middle, until)
+            if fields is None or _has(fields, path):
+                holding = holding if fields is None else end
+                until = middle
+            else:
+                lacking = end
+        written = (n for n in range(lacking, holding) if not _is_blank(lines[n]))
+        return next(written, lacking) + 1
 
 
-def _has(fields: Any, path: Sequence[str]) -> bool:
+def _whole(lines: Sequence[str], start: int, end: int) -> tuple[int, dict[str, Any] | None]:
+    """Return how many lines, from `start` on and less than `end`, are TOML; and what they hold."""
+    for number in range(start, end):
+        try:
+            return number, tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue
+    return end, None
+
+
+def _has(fields: Any, path: Sequence[str | int]) -> bool:
     for step in path:
-        if isinstance(fields, list):
-            # Of several tables of one name it is the last that is being written.
-            fields = fields[-1] if fields else None
-        if not isinstance(fields, Mapping) or step not in fields:
+        if isinstance(step, int):
+            if not isinstance(fields, list) or step >= len(fields):
+                return False
+        elif not isinstance(fields, Mapping) or step not in fields:
             return False
         fields = fields[step]
     return True

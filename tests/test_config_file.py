@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,46 @@ def test_every_setting_of_an_upstream_and_a_route_has_a_type_and_a_unit_or_a_ref
     for kind in UpstreamSettings, RouteSettings:
         for name, field in kind.model_fields.items():
             assert field.annotation is not None, name
+
+
+ROUTE = """[upstreams.a]
+dialect = "openai"
+base_url = "http://a"
+
+[[routes.m.to]]
+upstream = "a"
+weight = 1
+
+[[routes.m.to]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "line"),
+    [
+        ('upstream = "a"\nweight = 0\n', 11),
+        ('weight = 2\nupstream = "a"\nnovel = 1\n', 12),
+        ("weight = 2\n", 9),
+    ],
+    ids=["wrong", "unknown", "missing"],
+)
+def test_of_several_tables_of_one_name_the_right_one_is_named(
+    config: Any, rest: str, line: int
+) -> None:
+    assert wrong(config, ROUTE + rest).startswith(f", line {line}: routes.m.to.1")
+
+
+def test_the_line_is_found_without_reading_each_line_before_it(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, calls = tomllib.loads, []
+
+    def counted(text: str) -> Any:
+        calls.append(len(text))
+        return loads(text)
+
+    monkeypatch.setattr(tomllib, "loads", counted)
+    many = "".join(f"[routes.m{n}]\nto = [\n 'a',\n]\n\n" for n in range(500))
+    text = f'[upstreams.a]\ndialect = "openai"\nbase_url = "http://a"\n{many}'
+    assert wrong(config, f"{text}[routes.last]\nnovel = 1\n").startswith(", line 2505: ")
+    assert len(calls) < 60
