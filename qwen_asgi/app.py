@@ -133,13 +133,17 @@ class Gateway:
         ValueError where they contradict what the gateway was given, and changes nothing then.
         """
         authenticate = _who_is_let_in(settings, self._given_authenticate)
-        old, self._wired = self._wired, self._wire(settings)
+        if self._authenticate not in OPEN and authenticate in OPEN:
+            logger.warning("the settings read anew have no client_keys: everybody is let in now")
+        old, self._wired = self._wired, self._wire(settings, self._wired)
         self._authenticate = authenticate
         self._retired = [wired for wired in self._retired if not wired.is_closed] + [old]
         old.retire()
 
-    def _wire(self, settings: Settings) -> Wired:
-        return wire(settings, transport=self._transport, http_client=self._http_client)
+    def _wire(self, settings: Settings, before: Wired | None = None) -> Wired:
+        return wire(
+            settings, transport=self._transport, http_client=self._http_client, before=before
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

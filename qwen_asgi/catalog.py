@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from qwen_asgi.chat import ModelInfo, Upstream
-from qwen_asgi.errors import ModelNotFound, NoSuchModel, QwenASGIError
+from qwen_asgi.errors import ModelNotFound, NoSuchModel, QwenASGIError, UpstreamTimeout
 from qwen_asgi.model_list import ModelList
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,9 @@ CREATED = 0
 """When a model was made is not known; OpenAI's schema asks for a number."""
 
 ABILITIES = ("thinking", "tools", "vision", "stream_only")
+
+PATIENCE_SECONDS = 1.0
+"""How long a list may take to come, where another one is there that will do."""
 
 MOST_ROUTES = 10_000
 """Routes that are kept made; there are more only where lists of models change all the time."""
@@ -119,9 +122,10 @@ class Catalog:
         """
         route = self._routes.get(model)
         if route and route.to:
-            return route.to, ModelInfo(model)
+            known = (models.known.get(model) for models in self._lists.values())
+            return route.to, next(filter(None, known), ModelInfo(model))
         may = {name: models for name, models in self._lists.items() if models.may_have(model)}
-        told, errors = await _told(may)
+        told, errors = await _told(may, lambda told: model in told)
         names = tuple(name for name, models in told.items() if model in models)
         if not names and errors:
             raise next(iter(errors.values()))
@@ -132,21 +136,41 @@ class Catalog:
 
 async def _told(
     lists: Mapping[str, ModelList],
+    is_enough: Callable[[Mapping[str, ModelInfo]], bool] = bool,
 ) -> tuple[dict[str, Mapping[str, ModelInfo]], dict[str, QwenASGIError]]:
-    """Return the lists that could be read, and why others could not, each by upstream."""
-    results = await asyncio.gather(
-        *(models.models() for models in lists.values()), return_exceptions=True
-    )
+    """Return the lists that could be read, and why others could not, each by upstream.
+
+    Once one of them is enough the others have PATIENCE_SECONDS, since they began to be read: no
+    upstream that hangs keeps those that work from their clients. It goes on being read.
+    """
+    loop = asyncio.get_running_loop()
+    readings = {name: loop.create_task(models.models()) for name, models in lists.items()}
+    pending, left = set(readings.values()), None
+    try:
+        while pending and (left is None or left > 0):
+            done, pending = await asyncio.wait(
+                pending, timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+            if left is not None or any(_is_told(r) and is_enough(r.result()) for r in done):
+                late = [lists[name] for name, reading in readings.items() if reading in pending]
+                left = PATIENCE_SECONDS - min((m.reading_for for m in late), default=0)
+    finally:
+        for reading in pending:
+            reading.cancel()
     told: dict[str, Mapping[str, ModelInfo]] = {}
     errors: dict[str, QwenASGIError] = {}
-    for name, result in zip(lists, results, strict=True):
-        if isinstance(result, QwenASGIError):
-            errors[name] = result
-        elif isinstance(result, BaseException):
-            raise result
+    for name, reading in readings.items():
+        if reading in pending:
+            errors[name] = UpstreamTimeout("the upstream has not told its models yet")
+        elif isinstance(error := reading.exception(), QwenASGIError):
+            errors[name] = error
         else:
-            told[name] = result
+            told[name] = reading.result()
     return told, errors
+
+
+def _is_told(reading: asyncio.Task[Mapping[str, ModelInfo]]) -> bool:
+    return not reading.cancelled() and reading.exception() is None
 
 
 def _with(info: ModelInfo, route: Route) -> ModelInfo:

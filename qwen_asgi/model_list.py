@@ -47,6 +47,7 @@ class ModelList:
         self._failure: QwenASGIError | None = None
         self._fresh_until = 0.0
         self._reading: asyncio.Task[None] | None = None
+        self._began = 0.0
 
     @property
     def is_fixed(self) -> bool:
@@ -58,16 +59,32 @@ class ModelList:
         """The names that are set, in their order."""
         return self._fixed
 
+    @property
+    def known(self) -> Mapping[str, ModelInfo]:
+        """All that can be said without asking."""
+        return self._fixed if self._told is None else self._fixed | self._told
+
     def may_have(self, model: str) -> bool:
         """Whether it holds `model`, or may do so once the upstream was asked."""
         return model in self._fixed or (
             self._read is not None and self._pattern.fullmatch(model) is not None
         )
 
+    @property
+    def reading_for(self) -> float:
+        """How long it is being read for by now, in seconds; 0 if it is not."""
+        is_read = self._reading is not None and not self._reading.done()
+        return time.monotonic() - self._began if is_read else 0.0
+
+    def take_over(self, other: ModelList) -> None:
+        """Know what another list of the same upstream and the same names was told."""
+        self._told = other._told
+        self._fresh_until = other._fresh_until if other._told is not None else 0.0
+
     async def models(self) -> Mapping[str, ModelInfo]:
         """Return all by name. Raises UpstreamError if the upstream never told them."""
         await self._refresh()
-        return self._fixed if self._told is None else self._fixed | self._told
+        return self.known
 
     async def _refresh(self) -> None:
         """Read the list anew when it is due; wait for that only where there is none to use."""
@@ -82,6 +99,7 @@ class ModelList:
         if reading is None or reading.done() or reading.get_loop() is not loop:
             reading = self._reading = loop.create_task(self._reload(), name="qwen_asgi models")
             reading.add_done_callback(_retrieve)
+            self._began = time.monotonic()
         if self._told is None:
             # Others may wait for it too: a client that leaves does not end it.
             await asyncio.shield(reading)

@@ -125,7 +125,7 @@ class _Program(Gateway):
                 yield
 
     def reload(self, settings: Settings) -> None:
-        # That nobody is asked who it is was said when the program began.
+        # Nobody is asked who it is: said when the program began, or by this very call.
         self._given_authenticate = None if settings.client_keys else anonymous
         super().reload(settings)
 

@@ -52,6 +52,7 @@ class Wired:
         catalog: Catalog,
         upstreams: Mapping[str, HTTPUpstream | StoredChats],
         transports: Sequence[Transport],
+        lists: Mapping[str, ModelList],
     ) -> None:
         """`transports` are those that are to be closed with it."""
         self.settings = settings
@@ -59,6 +60,8 @@ class Wired:
         """The settings of each of `upstreams`."""
         self.catalog = catalog
         self.upstreams = upstreams
+        self.lists = lists
+        """What each of `upstreams` told of its models."""
         self._transports = transports
         self._chats = 0
         self._is_retired = False
@@ -107,8 +110,12 @@ def wire(
     *,
     transport: Transport | None = None,
     http_client: httpx.AsyncClient | None = None,
+    before: Wired | None = None,
 ) -> Wired:
-    """Put the parts together; nothing is opened yet. `transport` is used and never closed."""
+    """Put the parts together; nothing is opened yet. `transport` is used and never closed.
+
+    What upstreams told of their models `before` is still known, where it is the same that is asked.
+    """
     several = settings.upstreams or {ALONE: _the_one(settings)}
     upstreams: dict[str, HTTPUpstream | StoredChats] = {}
     transports = []
@@ -118,6 +125,9 @@ def wire(
             transports.append(lane)
         upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
     lists = {name: _model_list(several[name], upstream) for name, upstream in upstreams.items()}
+    for name, models in lists.items():
+        if before and name in before.lists and _whom(before.several[name]) == _whom(several[name]):
+            models.take_over(before.lists[name])
     asked = {name: _asked(several[name], upstream) for name, upstream in upstreams.items()}
     if not settings.upstreams:
         only = asked[ALONE]
@@ -125,7 +135,12 @@ def wire(
     else:
         routing = _Routing(settings, asked)
         catalog = Catalog(lists, routing.serve, routing.routes())
-    return Wired(settings, several, catalog, upstreams, transports)
+    return Wired(settings, several, catalog, upstreams, transports, lists)
+
+
+def _whom(its: UpstreamSettings) -> tuple[object, ...]:
+    """Return who is asked for models, as whom, and for which."""
+    return its.dialect, its.base_url, its.api_key, its.headers, its.models
 
 
 def _the_one(settings: Settings) -> UpstreamSettings:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from qwen_asgi import model_list
+from qwen_asgi import catalog, model_list
 from qwen_asgi.catalog import Catalog, Route
 from qwen_asgi.chat import Batches, ChatRequest, ModelInfo, Upstream
 from qwen_asgi.errors import ModelNotFound, NoSuchModel, UpstreamTimeout
@@ -286,3 +286,71 @@ async def test_what_each_can_do_is_told_where_it_is_known() -> None:
     assert (c["id"], c["context_length"]) == ("c", 7)
     for entry in document["data"]:
         assert json.loads(await models.model_document(entry["id"])) == entry
+
+
+def of_both(a: List, b: List) -> Catalog:
+    lists = {name: ModelList(["*"], read) for name, read in (("a", a), ("b", b))}
+    return Catalog(lists, lambda model, names: upstream)
+
+
+async def test_an_upstream_that_hangs_keeps_nobody_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalog, "PATIENCE_SECONDS", 0.05)
+    a, b = List(["one"]), List(["two"])
+    b.may_tell.clear()
+    models = of_both(a, b)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(5):
+        assert await models.resolve("one") is upstream
+        assert await names(models) == ["one"]
+    # It has had its time: nobody waits for it again while it is being read.
+    monkeypatch.setattr(catalog, "PATIENCE_SECONDS", 0.01)
+    start = loop.time()
+    for _ in range(50):
+        await models.resolve("one")
+    assert loop.time() - start < 0.5
+    assert b.asked == 1
+    # Who wants what only it can have waits for it.
+    waiting = asyncio.create_task(models.resolve("two"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    b.may_tell.set()
+    assert await waiting is upstream
+    assert await names(models) == ["one", "two"]
+
+
+async def test_an_upstream_that_is_only_slower_is_told_too() -> None:
+    a, b = List(["one"]), List(["one", "two"])
+    b.may_tell.clear()
+    models = of_both(a, b)
+    listed = asyncio.create_task(names(models))
+    await until(lambda: a.told)
+    b.may_tell.set()
+    assert await listed == ["one", "two"]
+
+
+async def test_a_client_that_leaves_leaves_no_reading_of_its_own_behind() -> None:
+    a, b = List(["one"]), List(["two"])
+    a.may_tell.clear()
+    b.may_tell.clear()
+    before = len(asyncio.all_tasks())
+    leaving = asyncio.create_task(of_both(a, b).document())
+    await until(lambda: a.asked and b.asked)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    a.may_tell.set()
+    b.may_tell.set()
+    await until(lambda: len(asyncio.all_tasks()) == before)
+
+
+async def test_one_document_says_of_a_route_what_the_list_says() -> None:
+    async def read() -> Sequence[ModelInfo]:
+        return [ModelInfo("m", context=1000)]
+
+    lists = {"a": ModelList(["*"], read)}
+    models = Catalog(lists, lambda model, names: upstream, {"m": Route(to=("a",))})
+    [entry] = json.loads(await models.document())["data"]
+    assert entry["context_length"] == 1000
+    assert json.loads(await models.model_document("m")) == entry

@@ -418,3 +418,35 @@ def test_the_connections_of_old_settings_are_closed_when_nobody_uses_them(
     gateway_loop(reload())
     eventually(lambda: closed == ["old"])
     answer_of(http.post(at + CHAT, json=ask()))
+
+
+def test_a_reload_keeps_what_an_upstream_told_of_its_models(
+    gateway_url: GatewayURL,
+    gateway_loop: Callable[[Any], Any],
+    upstreams: Upstreams,
+    http: httpx.Client,
+    first: SimulatedQwen,
+) -> None:
+    named = {"first": upstreams(models="upstream")["first"]}
+    gateway = Gateway(Settings(upstreams=named), authenticate=anonymous)
+    at = gateway_url(gateway)
+
+    async def reload(**fields: Any) -> None:
+        gateway.reload(Settings(upstreams={"first": named["first"] | fields}))
+
+    answer_of(http.post(at + CHAT, json=ask()))
+    gateway_loop(reload(retries=0))
+    answer_of(http.post(at + CHAT, json=ask()))
+    assert [r.method for r in first.requests] == ["GET", "POST", "POST"]
+    # Who is asked in another way may see other models.
+    gateway_loop(reload(headers={"x-team": "b"}))
+    answer_of(http.post(at + CHAT, json=ask()))
+    assert [r.method for r in first.requests].count("GET") == 2
+
+
+def test_a_reload_that_lets_everybody_in_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    gateway = Gateway(Settings(client_keys=("k",)))
+    gateway.reload(Settings(client_keys=("l",)))
+    assert not caplog.text
+    gateway.reload(Settings())
+    assert "everybody is let in now" in caplog.text
