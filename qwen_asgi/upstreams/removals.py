@@ -63,8 +63,9 @@ class Removals:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        # What was added since the task looked last found no room.
-        self._begin()
+        # What was added since the task looked last found no room; a loop that ends takes no more.
+        if not task.cancelled():
+            self._begin()
 
     async def _end(self, late: set[asyncio.Task[None]]) -> None:
         number = len(late) + len(self._waiting)
