@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 DialectName = Literal["qwen-web-v1", "qwen-web-v2", "model-studio", "openai"]
 
@@ -53,18 +53,15 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
-def _plain_headers(value: Mapping[str, str]) -> Mapping[str, str]:
-    for name, text in value.items():
+def _plain_headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    for name, secret in value.items():
+        text = secret.get_secret_value()
         if name.lower() in _FRAMING_HEADERS:
             raise ValueError(f"{name!r} is not a header that can be set")
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(text):
             # What stands in the place of a name may be a credential that has none.
             raise ValueError("should be names of headers, each with one line of text")
-    return {name.lower(): text for name, text in value.items()}
-
-
-def _masked(value: Mapping[str, str]) -> dict[str, str]:
-    return dict.fromkeys(value, "**********")
+    return {name.lower(): secret for name, secret in value.items()}
 
 
 def _one_line(value: SecretStr) -> SecretStr:
@@ -90,11 +87,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Key = Annotated[SecretStr, AfterValidator(_one_line)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Models = Annotated[tuple[ModelName, ...] | Literal["upstream"], AfterValidator(_some_model)]
-Headers = Annotated[
-    Mapping[str, str],
-    AfterValidator(_plain_headers),
-    PlainSerializer(_masked, when_used="json"),
-]
+Headers = Annotated[Mapping[str, SecretStr], AfterValidator(_plain_headers)]
 Connections = Annotated[int, Field(ge=1, le=100_000)]
 
 

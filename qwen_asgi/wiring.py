@@ -183,7 +183,8 @@ def _timeouts(its: UpstreamSettings, settings: Settings) -> Timeouts:
 def _upstream(
     its: UpstreamSettings, transport: Transport, timeouts: Timeouts
 ) -> HTTPUpstream | StoredChats:
-    url, key, headers = its.base_url, revealed(its.api_key) or "", its.headers
+    url, key = its.base_url, revealed(its.api_key) or ""
+    headers = {name: value.get_secret_value() for name, value in its.headers.items()}
     match its.dialect:
         case "qwen-web-v1":
             v1 = QwenWebV1(url, key, incremental=its.incremental, headers=headers)

@@ -271,7 +271,7 @@ def test_the_address_has_no_slash_at_its_end() -> None:
 
 
 def test_names_of_headers_are_lower_case_and_models_are_told_once() -> None:
-    assert Settings(headers={"User-Agent": "x"}).headers == {"user-agent": "x"}
+    assert Settings(headers={"User-Agent": "x"}).headers == {"user-agent": SecretStr("x")}
     assert Settings(models=("a", "b", "a")).models == ("a", "b")
 
 
@@ -299,6 +299,7 @@ def test_no_secret_is_shown_by_repr_str_or_json() -> None:
         json.dumps(settings.model_dump(mode="json")),
         repr(settings.model_copy(update={"heartbeat": 1})),
         repr(copy.deepcopy(settings)),
+        repr(settings.model_dump()),
     ]
     assert all("canary" not in text for text in shown)
     assert json.loads(shown[4])["headers"] == {"cookie": "**********"}
@@ -346,7 +347,11 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_INCREMENTAL": ("incremental", "false", False),
     "QWEN_KEEP_CHATS": ("keep_chats", "true", True),
     "QWEN_TOOL_FORM": ("tool_form", "coder", "coder"),
-    "QWEN_HEADERS": ("headers", "User-Agent: x\nX-A: b: c", {"user-agent": "x", "x-a": "b: c"}),
+    "QWEN_HEADERS": (
+        "headers",
+        "User-Agent: x\nX-A: b: c",
+        {"user-agent": SecretStr("x"), "x-a": SecretStr("b: c")},
+    ),
     "QWEN_CLIENT_KEYS": ("client_keys", "a, b", (SecretStr("a"), SecretStr("b"))),
     "HTTP_PROXY": ("http_proxy", "proxy:3128", SecretStr("http://proxy:3128")),
     "HTTPS_PROXY": ("https_proxy", "http://u:p@proxy:3128", SecretStr("http://u:p@proxy:3128")),
@@ -402,7 +407,7 @@ def test_an_empty_variable_counts_as_not_set(variable: str, text: str) -> None:
         ("QWEN_TOTAL_TIMEOUT", "none", None),
         ("QWEN_TOTAL_TIMEOUT", "None", None),
         ("QWEN_LOG_FILE", "-", None),
-        ("QWEN_HEADERS", '{"User-Agent": "x"}', {"user-agent": "x"}),
+        ("QWEN_HEADERS", '{"User-Agent": "x"}', {"user-agent": SecretStr("x")}),
         ("QWEN_CORS_ORIGINS", "*", ("*",)),
     ],
 )

@@ -23,7 +23,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.upstreams._documents import read_object
 from qwen_asgi.upstreams._retry_after import retry_after
-from qwen_asgi.upstreams._words import plain_code, said, struck
+from qwen_asgi.upstreams._words import NONE, Secrets, plain_code, said
 
 _CREDENTIAL = {"invalid_api_key", "invalid_authentication", "unauthorized"}
 _FORBIDDEN = {"access_denied", "accessdenied", "accessdenied.unpurchased", "model.accessdenied"}
@@ -49,24 +49,24 @@ _REFUSED_STATUSES = {400, 405, 406, 409, 413, 415, 422}
 
 
 def failure(
-    document: Mapping[str, Any], status: int = 200, *, secret: str = ""
+    document: Mapping[str, Any], status: int = 200, *, secrets: Secrets = NONE
 ) -> UpstreamError | None:
     """Return the error that a JSON document of the upstream means, or None if it means none.
 
-    `secret` is struck out of what the error repeats of the document.
+    `secrets` are struck out of what the error repeats of the document.
     """
     data = _error_of(document, status)
-    return None if data is None else _from_code(data, status, secret)
+    return None if data is None else _from_code(data, status, secrets)
 
 
 def refusal(
-    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = ""
+    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Secrets = NONE
 ) -> UpstreamError:
     """Return the error that an answer with a status other than 200 means."""
     if body.lstrip()[:1] == b"<":
         return web_page(status)
     document = _document(body)
-    error = failure(document, status, secret=secret) or _from_code(document, status, secret)
+    error = failure(document, status, secrets=secrets) or _from_code(document, status, secrets)
     if error.retry_after is None:
         error.retry_after = retry_after(headers)
     return error
@@ -114,7 +114,7 @@ def _error_of(document: Mapping[str, Any], status: int) -> Mapping[str, Any] | N
     return None
 
 
-def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamError:
+def _from_code(data: Mapping[str, Any], status: int, secrets: Secrets) -> UpstreamError:
     """The one table from the upstream's codes, and the status, to our errors."""
     code = data.get("code")
     if isinstance(code, int) and status == 200:
@@ -123,8 +123,8 @@ def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamErr
     names = [n for n in (code, data.get("type")) if isinstance(n, str) and n]
     known = {name.lower() for name in names}
     message = data.get("message")
-    words = said(struck(message, secret)) if isinstance(message, str) else ""
-    shown = next(filter(None, (plain_code(struck(name, secret)) for name in names)), None)
+    words = said(secrets.struck(message)) if isinstance(message, str) else ""
+    shown = next(filter(None, (plain_code(secrets.struck(name)) for name in names)), None)
     if status == 401 or known & _CREDENTIAL:
         return UpstreamAuthenticationFailed(
             "the upstream does not accept the gateway's credential, which holds for one region "

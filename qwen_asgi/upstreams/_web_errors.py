@@ -21,7 +21,7 @@ from qwen_asgi.errors import (
 from qwen_asgi.sse import BOM
 from qwen_asgi.upstreams._documents import read_document, read_object
 from qwen_asgi.upstreams._retry_after import retry_after, seconds
-from qwen_asgi.upstreams._words import plain_code, said, struck
+from qwen_asgi.upstreams._words import NONE, Secrets, plain_code, said
 
 _RATE_CODES = {"ratelimited", "parallellimited", "quotalimited", "quota_limit"}
 _CREDENTIAL_CODES = {"unauthorized", "invalid_token", "forbidden"}
@@ -39,14 +39,14 @@ SIGNS = frozenset({"ret", "success", "error", "code"})
 
 
 def failure(
-    document: Mapping[str, Any], status: int = 200, *, secret: str = ""
+    document: Mapping[str, Any], status: int = 200, *, secrets: Secrets = NONE
 ) -> UpstreamError | None:
     """Return the error that a JSON document of the upstream means, or None if it means none.
 
-    `secret` is struck out of what the error repeats of the document.
+    `secrets` are struck out of what the error repeats of the document.
     """
     if "ret" in document:
-        return _blocked(document["ret"], secret)
+        return _blocked(document["ret"], secrets)
     data, error, code = document.get("data"), document.get("error"), document.get("code")
     if error and not isinstance(error, Mapping):
         error = {"details": error}
@@ -59,10 +59,10 @@ def failure(
         data = document
     else:
         return None
-    return _from_code(data, status, secret)
+    return _from_code(data, status, secrets)
 
 
-def good_document(body: bytes, *, secret: str = "") -> Mapping[str, Any]:
+def good_document(body: bytes, *, secrets: Secrets = NONE) -> Mapping[str, Any]:
     """Return the JSON document of an answer with HTTP 200 that is no chat's.
 
     Raises the UpstreamError that stands in its place: the filter's page (WE-13), nothing (WE-15),
@@ -74,14 +74,14 @@ def good_document(body: bytes, *, secret: str = "") -> Mapping[str, Any]:
     if not body:
         raise UpstreamInvalidResponse("the upstream's answer is empty")
     document = read_document(body)
-    error = failure(document, secret=secret)
+    error = failure(document, secrets=secrets)
     if error is not None:
         raise error
     return document
 
 
 def refusal(
-    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = ""
+    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Secrets = NONE
 ) -> UpstreamError:
     """Return the error that an answer with a status other than 200 means.
 
@@ -92,7 +92,7 @@ def refusal(
     if is_page and status != 429 and (status in _BLOCK_PAGE_STATUSES or _BLOCK_PAGE_SIGN in body):
         return block_page(status)
     document = read_object(body) or {}
-    error = failure(document, status, secret=secret) or _from_code(document, status, secret)
+    error = failure(document, status, secrets=secrets) or _from_code(document, status, secrets)
     if error.retry_after is None:
         error.retry_after = retry_after(headers)
     return error
@@ -106,9 +106,9 @@ def block_page(status: int = 200) -> UpstreamError:
     )
 
 
-def _blocked(ret: Any, secret: str) -> UpstreamError:
+def _blocked(ret: Any, secrets: Secrets) -> UpstreamError:
     first = str(ret[0]) if isinstance(ret, list) and ret else ""
-    name = re.match(r"[A-Z][A-Z0-9_]{2,63}\b", struck(first, secret))
+    name = re.match(r"[A-Z][A-Z0-9_]{2,63}\b", secrets.struck(first))
     code = name[0] if name else "an unknown code"
     if any(sign in str(ret) for sign in _BLOCK_SIGNS):
         return UpstreamBlocked(
@@ -117,14 +117,14 @@ def _blocked(ret: Any, secret: str) -> UpstreamError:
     return UpstreamInvalidResponse(f"the upstream answered with {code} instead of data")
 
 
-def _from_code(data: Mapping[str, Any], status: int, secret: str) -> UpstreamError:
+def _from_code(data: Mapping[str, Any], status: int, secrets: Secrets) -> UpstreamError:
     """The one table from the upstream's codes and words, and the status, to our errors."""
     code = data.get("code")
     name = code.lower() if isinstance(code, str) else ""
     # Struck out while it is whole: of a part, nothing would tell that it is one.
-    details = struck(_details(data), secret)
+    details = secrets.struck(_details(data))
     words = details.lower()
-    shown = plain_code(struck(code, secret)) if isinstance(code, str) else None
+    shown = plain_code(secrets.struck(code)) if isinstance(code, str) else None
     wait = _wait(data)
     if status == 429 or name in _RATE_CODES or "quota exceeded" in words:
         return UpstreamRateLimited(

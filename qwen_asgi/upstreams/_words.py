@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 
 
 def plain_code(code: str) -> str | None:
@@ -20,6 +21,44 @@ def said(details: str) -> str:
     return f": {plain[:200]}…" if len(plain) > 200 else f": {plain}"
 
 
-def struck(text: str, secret: str) -> str:
-    """Return `text` without the secret. Of a part of it, nothing would tell that it is one."""
-    return text.replace(secret, "(removed)") if secret else text
+class Secrets:
+    """What an upstream is sent that nobody else may see: the key, and the operator's own headers.
+
+    Of a header that is its value and, for `Bearer abc` or `session=abc; lang=en`, the pieces of it.
+    A word as short as `web` is in any sentence, and stays, unless it is what a credential is.
+    """
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, key: str = "", headers: Mapping[str, str] | None = None) -> None:
+        texts = {key} if key else set()
+        for name, value in (headers or {}).items():
+            texts.update(_secret_in(name, value))
+        self._texts = sorted(texts, key=len, reverse=True)
+        """The longest first: one may be a part of another."""
+
+    def struck(self, text: str) -> str:
+        """Return `text` without them. Of a part of one, nothing would tell that it is one."""
+        for secret in self._texts:
+            text = text.replace(secret, "(removed)")
+        return text
+
+
+NONE = Secrets()
+
+_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|cookie|session|password", re.IGNORECASE)
+_SHORTEST = 8
+"""Characters of a text that is struck out wherever it comes from."""
+
+
+def _secret_in(name: str, value: str) -> Iterator[str]:
+    is_credential = _CREDENTIAL_NAME.search(name) is not None
+    if is_credential or len(value) >= _SHORTEST:
+        yield value
+    scheme, _, credential = value.partition(" ")
+    if is_credential and scheme.isalpha() and credential:
+        yield credential.strip()
+    for piece in re.split(r"[\s;,]+", value):
+        for text in (piece, piece.partition("=")[2]):
+            if len(text) >= _SHORTEST:
+                yield text

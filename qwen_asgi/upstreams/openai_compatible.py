@@ -20,6 +20,7 @@ from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._documents import count_in, listed_models, read_document
 from qwen_asgi.upstreams._fields import refuse
 from qwen_asgi.upstreams._thinking import wants_thinking
+from qwen_asgi.upstreams._words import Secrets
 from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 
@@ -45,7 +46,7 @@ class OpenAICompatible:
     ) -> None:
         self._base_url = base_url
         self._chat_url = f"{base_url}/chat/completions"
-        self._api_key = api_key
+        self._secrets = Secrets(api_key, headers)
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**HEADERS, **credential, **(headers or {})}
 
@@ -59,10 +60,10 @@ class OpenAICompatible:
         )
 
     def decoder(self, request: ChatRequest, response: UpstreamResponse) -> OpenAIDecoder:
-        return OpenAIDecoder(secret=self._api_key)
+        return OpenAIDecoder(secrets=self._secrets)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        return _openai_errors.refusal(status, headers, body, secret=self._api_key)
+        return _openai_errors.refusal(status, headers, body, secrets=self._secrets)
 
     def encode_models(self) -> UpstreamRequest:
         return UpstreamRequest(method="GET", url=f"{self._base_url}/models", headers=self._headers)
@@ -70,7 +71,7 @@ class OpenAICompatible:
     def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Read what OpenAI lists, with the length of context as vLLM and others tell it."""
         document = read_document(body)
-        error = _openai_errors.failure(document, secret=self._api_key)
+        error = _openai_errors.failure(document, secrets=self._secrets)
         if error is not None:
             raise error
         return [

@@ -11,6 +11,7 @@ from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._answer_decoder import AnswerDecoder
 from qwen_asgi.upstreams._think_tags import ThinkTags
 from qwen_asgi.upstreams._tool_calls import ToolCallPieces
+from qwen_asgi.upstreams._words import NONE, Secrets
 
 _REASONS: Mapping[str, FinishReason] = {
     "length": "length",
@@ -38,11 +39,11 @@ class OpenAIDecoder(AnswerDecoder):
     `delta` or `logprobs`.
     """
 
-    __slots__ = ("_has_reasoning", "_has_text", "_reason", "_secret", "_think_tags", "_tool_calls")
+    __slots__ = ("_has_reasoning", "_has_text", "_reason", "_secrets", "_think_tags", "_tool_calls")
 
-    def __init__(self, *, secret: str = "") -> None:
+    def __init__(self, *, secrets: Secrets = NONE) -> None:
         super().__init__()
-        self._secret = secret
+        self._secrets = secrets
         self._think_tags = ThinkTags()
         self._tool_calls = ToolCallPieces()
         self._reason: FinishReason | None = None
@@ -50,7 +51,7 @@ class OpenAIDecoder(AnswerDecoder):
         self._has_reasoning = False
 
     def _failure(self, document: Mapping[str, Any]) -> UpstreamError | None:
-        return _openai_errors.failure(document, secret=self._secret)
+        return _openai_errors.failure(document, secrets=self._secrets)
 
     def _page(self) -> UpstreamError:
         return _openai_errors.web_page()

@@ -29,6 +29,7 @@ from qwen_asgi.upstreams._web_requests import (
     thinking_config,
     web_model,
 )
+from qwen_asgi.upstreams._words import Secrets
 from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
@@ -74,7 +75,7 @@ class QwenWebV1:
     ) -> None:
         self._base_url = base_url
         self._chat_url = f"{base_url}/api/chat/completions"
-        self._api_key = api_key
+        self._secrets = Secrets(api_key, headers)
         self._incremental = incremental
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**HEADERS, **credential, **(headers or {})}
@@ -100,11 +101,11 @@ class QwenWebV1:
         return QwenWebV1Decoder(
             incremental=self._incremental,
             ends_by_close=response.ends_by_close,
-            secret=self._api_key,
+            secrets=self._secrets,
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        return _web_errors.refusal(status, headers, body, secret=self._api_key)
+        return _web_errors.refusal(status, headers, body, secrets=self._secrets)
 
     def encode_models(self) -> UpstreamRequest:
         return UpstreamRequest(
@@ -113,7 +114,7 @@ class QwenWebV1:
 
     def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W1-35: `{data: [{id, ...}]}`."""
-        document = _web_errors.good_document(body, secret=self._api_key)
+        document = _web_errors.good_document(body, secrets=self._secrets)
         return [web_model(entry, stream_only=False) for entry in listed_models(document)]
 
     def describe(self, model: str) -> ModelInfo:

@@ -11,6 +11,7 @@ from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._answer_decoder import AnswerDecoder
 from qwen_asgi.upstreams._snapshots import Contradiction, TextReader
 from qwen_asgi.upstreams._think_tags import ThinkTags
+from qwen_asgi.upstreams._words import NONE, Secrets
 
 MOST_PHASES = 16
 """Phases of one answer that hold text; two or three are usual."""
@@ -33,16 +34,18 @@ class QwenWebV1Decoder(AnswerDecoder):
         "_incremental",
         "_phase",
         "_reason",
-        "_secret",
+        "_secrets",
         "_texts",
         "_think_tags",
     )
 
-    def __init__(self, *, incremental: bool, ends_by_close: bool = False, secret: str = "") -> None:
+    def __init__(
+        self, *, incremental: bool, ends_by_close: bool = False, secrets: Secrets = NONE
+    ) -> None:
         super().__init__()
         self._incremental = incremental
         self._ends_by_close = ends_by_close
-        self._secret = secret
+        self._secrets = secrets
         self._begin_answer()
 
     def _begin_answer(self) -> None:
@@ -167,7 +170,7 @@ class QwenWebV1Decoder(AnswerDecoder):
     def _failure(self, document: Mapping[str, Any]) -> UpstreamError | None:
         if _web_errors.SIGNS.isdisjoint(document):
             return None
-        return _web_errors.failure(document, secret=self._secret)
+        return _web_errors.failure(document, secrets=self._secrets)
 
     def _page(self) -> UpstreamError:
         return _web_errors.block_page()

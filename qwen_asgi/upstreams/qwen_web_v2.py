@@ -34,6 +34,7 @@ from qwen_asgi.upstreams._web_requests import (
     thinking_config,
     web_model,
 )
+from qwen_asgi.upstreams._words import Secrets
 from qwen_asgi.upstreams.field_policy import column
 from qwen_asgi.upstreams.qwen_web_v2_decoder import QwenWebV2Decoder
 from qwen_asgi.upstreams.stored_chats import Opening
@@ -82,7 +83,7 @@ class QwenWebV2:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._base_url = base_url
-        self._api_key = api_key
+        self._secrets = Secrets(api_key, headers)
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**HEADERS, **credential, **(headers or {})}
 
@@ -116,7 +117,7 @@ class QwenWebV2:
         return Opening(self._post("/api/v2/chats/new", document), partial(self._completion, body))
 
     def decode_opening(self, body: bytes) -> str:
-        document = _web_errors.good_document(body, secret=self._api_key)
+        document = _web_errors.good_document(body, secrets=self._secrets)
         data = document.get("data")
         id = data.get("id") if isinstance(data, Mapping) else None
         if not isinstance(id, str) or not id:
@@ -137,13 +138,13 @@ class QwenWebV2:
         """Whatever it says that is no failure is good: nobody has written down what it says."""
         document = read_object(body)
         if document is not None or body.lstrip().startswith(b"<"):
-            _web_errors.good_document(body, secret=self._api_key)
+            _web_errors.good_document(body, secrets=self._secrets)
 
     def decoder(self, request: ChatRequest, response: UpstreamResponse) -> QwenWebV2Decoder:
-        return QwenWebV2Decoder(ends_by_close=response.ends_by_close, secret=self._api_key)
+        return QwenWebV2Decoder(ends_by_close=response.ends_by_close, secrets=self._secrets)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        return _web_errors.refusal(status, headers, body, secret=self._api_key)
+        return _web_errors.refusal(status, headers, body, secrets=self._secrets)
 
     def encode_models(self) -> UpstreamRequest:
         url = f"{self._base_url}/api/v2/models/"
@@ -151,7 +152,7 @@ class QwenWebV2:
 
     def decode_models(self, body: bytes) -> list[ModelInfo]:
         """Fact W2-06: the list of W1-35, wrapped once more."""
-        document = _web_errors.good_document(body, secret=self._api_key)
+        document = _web_errors.good_document(body, secrets=self._secrets)
         inner = document.get("data")
         return [
             web_model(entry, stream_only=True)

@@ -13,6 +13,7 @@ from qwen_asgi.chat import ReasoningDelta, TextDelta
 from qwen_asgi.errors import UpstreamInvalidResponse, UpstreamTruncated
 from qwen_asgi.upstreams._summaries import Summaries, texts_in
 from qwen_asgi.upstreams._usage import RunningUsage
+from qwen_asgi.upstreams._words import NONE, Secrets
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 
 SUMMARY = "thinking_summary"
@@ -45,8 +46,8 @@ class QwenWebV2Decoder(QwenWebV1Decoder):
         "_summaries",
     )
 
-    def __init__(self, *, ends_by_close: bool = False, secret: str = "") -> None:
-        super().__init__(incremental=True, ends_by_close=ends_by_close, secret=secret)
+    def __init__(self, *, ends_by_close: bool = False, secrets: Secrets = NONE) -> None:
+        super().__init__(incremental=True, ends_by_close=ends_by_close, secrets=secrets)
         self._candidate: str | None = None
         """The `response_id` that is read."""
         self._others: set[str] = set()

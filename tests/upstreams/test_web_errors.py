@@ -25,6 +25,7 @@ from qwen_asgi.errors import (
 from qwen_asgi.upstreams import _openai_errors
 from qwen_asgi.upstreams._documents import read_document
 from qwen_asgi.upstreams._web_errors import failure, refusal
+from qwen_asgi.upstreams._words import Secrets
 from tests.wire import sample
 
 WAF = sample("web-waf.html").data
@@ -182,9 +183,9 @@ def test_the_credential_is_struck_out_wherever_the_upstream_repeats_it(
     for text in f"{filler}{secret} {filler}", f"{filler}Bearer {secret}", f"{filler}'{secret}'.":
         for document in echoes(text):
             for error in (
-                failure(document, secret=secret),
-                refusal(500, {}, json.dumps(document).encode(), secret=secret),
-                refusal(429, {}, json.dumps(document).encode(), secret=secret),
+                failure(document, secrets=Secrets(secret)),
+                refusal(500, {}, json.dumps(document).encode(), secrets=Secrets(secret)),
+                refusal(429, {}, json.dumps(document).encode(), secrets=Secrets(secret)),
             ):
                 # Nor a part of it that is long enough to be one.
                 for start in range(max(1, len(secret) - 3)):
