@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from qwen_asgi.chat import ModelInfo, Upstream
 from qwen_asgi.errors import ModelNotFound, NoSuchModel, QwenASGIError, UpstreamTimeout
-from qwen_asgi.model_list import ModelList
+from qwen_asgi.model_list import ModelList, hear
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,9 @@ async def _told(
     """
     loop = asyncio.get_running_loop()
     readings = {name: loop.create_task(models.models()) for name, models in lists.items()}
+    for reading in readings.values():
+        # A client that leaves meanwhile asks for none of their outcomes.
+        reading.add_done_callback(hear)
     pending, left = set(readings.values()), None
     try:
         while pending and (left is None or left > 0):

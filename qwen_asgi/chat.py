@@ -76,6 +76,8 @@ class ChatRequest:
     """Every other field of the body, by its OpenAI name, as the client sent it; nulls left out."""
     deadline: float | None = None
     """When the answer must have ended, in seconds of the monotonic clock, whoever gives it."""
+    time_limit: float | None = None
+    """The seconds that there were until then when the request came."""
     notes: Notes = field(default_factory=Notes)
 
 

@@ -87,6 +87,18 @@ def _check_routes(settings: Settings, listed: Mapping[str, Sequence[str]], repor
         for name, there in steps:
             if name in listed and there not in listed[name]:
                 report.wrong(f"{name} does not list {there!r}")
+        if not steps and not _may_be_listed(model, settings, listed):
+            report.wrong("no upstream lists it")
+
+
+def _may_be_listed(model: str, settings: Settings, listed: Mapping[str, Sequence[str]]) -> bool:
+    """Whether one of the upstreams serves a model of this name, or could not be asked."""
+    for name, its in settings.upstreams.items():
+        models = ("*",) if its.models == "upstream" else its.models
+        may_have = any(fnmatch.fnmatchcase(model, pattern) for pattern in models)
+        if may_have and (name not in listed or model in listed[name]):
+            return True
+    return False
 
 
 def _names(models: Sequence[str]) -> str:

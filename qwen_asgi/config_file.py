@@ -37,7 +37,8 @@ class ConfigFile:
             raise ConfigError(f"{self.path}: is not TOML: {exc}") from None
 
     def resolve(self, variable: Callable[[str], str]) -> None:
-        """Put the value of the variable NAME in the place of each text `env:NAME`.
+        """Put the value of the variable NAME in the place of each text `env:NAME`; of a header's
+        text, in the place of its end.
 
         Raises ConfigError for a variable that is not set.
         """
@@ -60,13 +61,16 @@ class ConfigFile:
             return {k: self._resolved(v, (*path, k), variable) for k, v in value.items()}
         if isinstance(value, list):
             return [self._resolved(v, (*path, n), variable) for n, v in enumerate(value)]
-        if not isinstance(value, str) or not value.startswith(REFERENCE):
+        if not isinstance(value, str):
             return value
-        name = value.removeprefix(REFERENCE)
+        before, reference, name = value.rpartition(REFERENCE)
+        is_scheme = before.endswith(" ") and "headers" in path
+        if not reference or (before and not is_scheme):
+            return value
         found = variable(name)
         if not found:
             raise self.error(path, f"the variable {name} is not set")
-        return found
+        return before + found
 
     def _line(self, path: Sequence[str | int]) -> int:
         """Return the number of the line in which the statement of `path` begins, which is there.

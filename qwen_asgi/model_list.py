@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from qwen_asgi.chat import ModelInfo
 from qwen_asgi.errors import QwenASGIError
@@ -98,7 +99,7 @@ class ModelList:
         loop = asyncio.get_running_loop()
         if reading is None or reading.done() or reading.get_loop() is not loop:
             reading = self._reading = loop.create_task(self._reload(), name="qwen_asgi models")
-            reading.add_done_callback(_retrieve)
+            reading.add_done_callback(hear)
             self._began = time.monotonic()
         if self._told is None:
             # Others may wait for it too: a client that leaves does not end it.
@@ -122,7 +123,8 @@ class ModelList:
             self._fresh_until = time.monotonic() + FRESH_SECONDS
 
 
-def _retrieve(reading: asyncio.Task[None]) -> None:
-    """Those who waited were told of an error; where nobody did, there is nobody to tell."""
+def hear(reading: asyncio.Task[Any]) -> None:
+    """Take the error of a reading: those who waited were told of it, and if nobody did, there is
+    nobody to tell."""
     if not reading.cancelled():
         reading.exception()

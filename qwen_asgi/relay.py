@@ -58,7 +58,8 @@ async def _whole(
             whole.add(batch)
             if whole.size > LONGEST_ANSWER:
                 raise UpstreamInvalidResponse(
-                    f"the upstream's answer is longer than {LONGEST_ANSWER} characters; stream it"
+                    f"the upstream's answer is longer than {LONGEST_ANSWER} characters; stream it",
+                    code="upstream_answer_too_long",
                 )
     # The upstream is free again before a slow client has taken the answer.
     answer = whole.answer()

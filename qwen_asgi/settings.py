@@ -234,7 +234,8 @@ class Settings(BaseModel):
         """Read the variables of `ENVIRONMENT`; empty ones count as not set.
 
         `config` is a TOML file of the fields of this class; without it QWEN_CONFIG may name one. A
-        text `env:NAME` in it stands for that variable's value.
+        text `env:NAME` in it stands for that variable's value, in a header also behind a word:
+        `Bearer env:NAME`.
 
         `environ` is the process's environment unless given; a variable in it goes before one in
         `env_file`, a file of `NAME=value` lines that is read only when named here. `defaults` are
@@ -257,6 +258,8 @@ class Settings(BaseModel):
             file.resolve(lambda name: _text(variables, name))
         except ConfigError as exc:
             raise SettingsError(str(exc)) from None
+        if file.fields.get("upstreams") == {}:
+            raise SettingsError(str(file.error(["upstreams"], "should name at least one upstream")))
         return _made(cls, {**defaults, **file.fields, **set_here}, file, set_here)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from qwen_asgi.apis.openai_chat import check_fields
+from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.setting_types import (
     Address,
     Connections,
@@ -152,4 +154,8 @@ class RouteSettings(BaseModel):
         wrong = sorted(NOT_SET_HERE & value.keys())
         if wrong:
             raise ValueError(f"cannot set {', '.join(wrong)}")
+        try:
+            check_fields(value)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from None
         return value

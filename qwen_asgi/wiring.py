@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from qwen_asgi.catalog import ABILITIES, Catalog, Route
+from qwen_asgi.catalog import Catalog
 from qwen_asgi.chat import Upstream
-from qwen_asgi.layers.breaker import Breaker
-from qwen_asgi.layers.fallback import Candidate, Fallback
 from qwen_asgi.layers.json_answer import JSONAnswers
-from qwen_asgi.layers.limit import Limit
-from qwen_asgi.layers.named import Named
-from qwen_asgi.layers.retry import Retry, RetryBudget
 from qwen_asgi.layers.stop import StopSequences
-from qwen_asgi.layers.target import Target
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.model_list import ModelList
+from qwen_asgi.routing import Guarded, Routing
 from qwen_asgi.setting_types import revealed
 from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
 from qwen_asgi.transports.lanes import lane_to
-from qwen_asgi.upstream_settings import RouteSettings, Step, UpstreamSettings
-from qwen_asgi.upstreams.call import HTTPUpstream, Reached, Timeouts
+from qwen_asgi.upstream_settings import UpstreamSettings
+from qwen_asgi.upstreams.call import CLOSING_SECONDS, HTTPUpstream, Reached, Timeouts
 from qwen_asgi.upstreams.model_studio import ModelStudio
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
 from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
@@ -40,6 +35,9 @@ if TYPE_CHECKING:
 
 ALONE = "upstream"
 """The name of an upstream that is the only one."""
+
+RETIRING_SECONDS = 60.0
+"""What removals of chats have when other settings are in use."""
 
 
 class Wired:
@@ -53,6 +51,7 @@ class Wired:
         upstreams: Mapping[str, HTTPUpstream | StoredChats],
         transports: Sequence[Transport],
         lists: Mapping[str, ModelList],
+        guarded: Mapping[str, Guarded],
     ) -> None:
         """`transports` are those that are to be closed with it."""
         self.settings = settings
@@ -62,14 +61,21 @@ class Wired:
         self.upstreams = upstreams
         self.lists = lists
         """What each of `upstreams` told of its models."""
+        self.guarded = guarded
+        """Each of several upstreams with its layers; empty where there is but one."""
         self._transports = transports
         self._chats = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where it was used last."""
         self._is_retired = False
-        self._closing: list[asyncio.Task[None]] = []
+        self._closings = 0
+        """How often it is being closed just now."""
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Wired:
         """Begin to use it: it stays open meanwhile, though it be replaced."""
         self._chats += 1
+        self._loop = asyncio.get_running_loop()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -86,23 +92,36 @@ class Wired:
     @property
     def is_closed(self) -> bool:
         """Whether it was replaced, and nobody uses it any more."""
-        return self._is_retired and not self._chats and all(c.done() for c in self._closing)
+        is_over = self._loop is None or self._loop.is_closed()
+        return self._is_retired and not self._chats and (is_over or not self._closings)
 
-    async def aclose(self) -> None:
-        """Close what is open in the running loop. What is asked for later opens anew."""
+    async def aclose(self, within: float = CLOSING_SECONDS) -> None:
+        """Close what is open in the running loop. What is asked for later opens anew.
+
+        What upstreams still have to do has that many seconds.
+        """
         for upstream in self.upstreams.values():
-            await upstream.aclose()
+            await upstream.aclose(within)
         for transport in self._transports:
             await transport.aclose()
 
     def _close_soon(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # Its connections ended with the loop that they were of.
-            return
-        closing = loop.create_task(self.aclose(), name="qwen_asgi close")
-        self._closing.append(closing)
+        """Close it in its loop, from whatever thread this is."""
+        if self._loop is not None:
+            # A loop that has ended has ended its connections.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._begin_to_close)
+                self._closings += 1
+
+    def _begin_to_close(self) -> None:
+        loop = asyncio.get_running_loop()
+        closing = loop.create_task(self.aclose(RETIRING_SECONDS), name="qwen_asgi close")
+        self._closing.add(closing)
+        closing.add_done_callback(self._has_closed)
+
+    def _has_closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        self._closings -= 1
 
 
 def wire(
@@ -114,7 +133,8 @@ def wire(
 ) -> Wired:
     """Put the parts together; nothing is opened yet. `transport` is used and never closed.
 
-    What upstreams told of their models `before` is still known, where it is the same that is asked.
+    What upstreams told of their models `before` is still known, where it is the same that is asked,
+    and who is asking them now is still counted.
     """
     several = settings.upstreams or {ALONE: _the_one(settings)}
     upstreams: dict[str, HTTPUpstream | StoredChats] = {}
@@ -124,18 +144,47 @@ def wire(
         if transport is None:
             transports.append(lane)
         upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
-    lists = {name: _model_list(several[name], upstream) for name, upstream in upstreams.items()}
-    for name, models in lists.items():
-        if before and name in before.lists and _whom(before.several[name]) == _whom(several[name]):
-            models.take_over(before.lists[name])
+    lists = _lists(several, upstreams, before)
     asked = {name: _asked(several[name], upstream) for name, upstream in upstreams.items()}
     if not settings.upstreams:
         only = asked[ALONE]
         catalog = Catalog(lists, lambda model, names: only)
-    else:
-        routing = _Routing(settings, asked)
-        catalog = Catalog(lists, routing.serve, routing.routes())
-    return Wired(settings, several, catalog, upstreams, transports, lists)
+        return Wired(settings, several, catalog, upstreams, transports, lists, {})
+    guarded = _guarded(several, asked, before)
+    routing = Routing(settings, guarded)
+    catalog = Catalog(lists, routing.serve, routing.routes())
+    return Wired(settings, several, catalog, upstreams, transports, lists, guarded)
+
+
+def _lists(
+    several: Mapping[str, UpstreamSettings],
+    upstreams: Mapping[str, Reached],
+    before: Wired | None,
+) -> dict[str, ModelList]:
+    lists = {name: _model_list(several[name], upstream) for name, upstream in upstreams.items()}
+    for name, models in lists.items():
+        if before and name in before.lists and _whom(before.several[name]) == _whom(several[name]):
+            models.take_over(before.lists[name])
+    return lists
+
+
+def _guarded(
+    several: Mapping[str, UpstreamSettings],
+    asked: Mapping[str, Upstream],
+    before: Wired | None,
+) -> dict[str, Guarded]:
+    guarded = {}
+    for name, its in several.items():
+        same = before.guarded.get(name) if before else None
+        if same is not None and _where(same.its) != _where(its):
+            same = None
+        guarded[name] = Guarded(name, asked[name], its, same)
+    return guarded
+
+
+def _where(its: UpstreamSettings) -> tuple[object, ...]:
+    """Return which upstream it is that is asked, whoever asks it for whatever."""
+    return its.dialect, its.base_url
 
 
 def _whom(its: UpstreamSettings) -> tuple[object, ...]:
@@ -208,78 +257,3 @@ def _asked(its: UpstreamSettings, upstream: Upstream) -> Upstream:
 def _model_list(its: UpstreamSettings, upstream: Reached) -> ModelList:
     models = ("*",) if its.models == "upstream" else its.models
     return ModelList(models, upstream.models, upstream.reader.describe)
-
-
-@dataclass(frozen=True, slots=True)
-class _Guarded:
-    """An upstream with the layers that all its models share."""
-
-    name: str
-    upstream: Upstream
-    limit: Limit
-    budget: RetryBudget
-    retries: int
-
-    def as_target(self, model: str, route: RouteSettings) -> Upstream:
-        target: Upstream = Target(
-            self.upstream, model=model, defaults=route.defaults, forced=route.forced
-        )
-        if not self.retries:
-            return target
-        return Retry(target, times=self.retries, budget=self.budget, name=self.name)
-
-
-class _Routing:
-    """Makes what answers for a model out of several upstreams."""
-
-    def __init__(self, settings: Settings, upstreams: Mapping[str, Upstream]) -> None:
-        self._settings = settings
-        self._guarded = {
-            name: _guarded(name, upstreams[name], its) for name, its in settings.upstreams.items()
-        }
-
-    def routes(self) -> dict[str, Route]:
-        return {
-            model: Route(
-                to=tuple(dict.fromkeys(step.upstream for step in route.to)),
-                info={
-                    name: value
-                    for name in ("context", *ABILITIES)
-                    if (value := getattr(route, name)) is not None
-                },
-            )
-            for model, route in self._settings.routes.items()
-        }
-
-    def serve(self, model: str, names: tuple[str, ...]) -> Upstream:
-        route = self._settings.routes.get(model) or RouteSettings()
-        steps = route.to or tuple(Step(upstream=name) for name in names)
-        candidates = [self._candidate(model, step, route) for step in steps]
-        return Fallback(
-            candidates,
-            choose=route.choose,
-            on=route.fallback_on,
-            total=self._settings.total_timeout,
-        )
-
-    def _candidate(self, model: str, step: Step, route: RouteSettings) -> Candidate:
-        guarded = self._guarded[step.upstream]
-        its_name = step.model or (route.model if route.to else None) or model
-        target = guarded.as_target(its_name, route)
-        return Candidate(step.upstream, target, step.weight, lambda: guarded.limit.busy)
-
-
-def _guarded(name: str, upstream: Upstream, its: UpstreamSettings) -> _Guarded:
-    limit = Limit(
-        Named(upstream, name),
-        its.max_concurrent,
-        queue=its.queue,
-        patience=its.queue_timeout,
-        name=name,
-    )
-    guarded: Upstream = limit
-    if its.breaker_failures:
-        guarded = Breaker(
-            limit, failures=its.breaker_failures, seconds=its.breaker_seconds, name=name
-        )
-    return _Guarded(name, guarded, limit, RetryBudget(its.retry_share), its.retries)

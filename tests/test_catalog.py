@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -354,3 +355,29 @@ async def test_one_document_says_of_a_route_what_the_list_says() -> None:
     [entry] = json.loads(await models.document())["data"]
     assert entry["context_length"] == 1000
     assert json.loads(await models.model_document("m")) == entry
+
+
+async def test_a_client_that_leaves_leaves_no_error_unheard() -> None:
+    """Here between one that failed and one that hangs, when a first one was told."""
+    unheard: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: unheard.append(context["message"]))
+    lists = {"a": List(["one"]), "b": List(GONE), "c": List(["two"])}
+    lists["b"].may_tell.clear()
+    lists["c"].may_tell.clear()
+    read = {name: ModelList(["*"], told) for name, told in lists.items()}
+    listed = loop.create_task(names(Catalog(read, lambda model, names: upstream)))
+    await until(lambda: lists["a"].told)
+    await asyncio.sleep(0.01)
+    lists["b"].may_tell.set()
+    await until(lambda: lists["b"].told)
+    await asyncio.sleep(0.01)
+    assert not listed.done()
+    listed.cancel()
+    await asyncio.wait([listed])
+    del listed
+    gc.collect()
+    lists["c"].may_tell.set()
+    await until(lambda: lists["c"].told)
+    loop.set_exception_handler(None)
+    assert not unheard

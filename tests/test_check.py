@@ -80,6 +80,26 @@ async def test_each_of_several_is_asked_and_what_is_wrong_is_said(
     assert len(qwen.requests) == 3
 
 
+async def test_a_route_that_no_upstream_has_is_said_unless_one_could_not_be_asked(
+    up: tuple[SimulatedQwen, str],
+) -> None:
+    qwen, url = up
+    one = {"dialect": "qwen-web-v2", "base_url": url, "api_key": UPSTREAM_KEY}
+    routes: dict[str, object] = {qwen.models[0]: {}, "other": {}}
+    report = await check(Settings(upstreams={"one": one}, routes=routes))
+    assert report.lines[2:] == [
+        f"{qwen.models[0]}: wherever it is listed",
+        "other: wherever it is listed",
+        "  wrong: no upstream lists it",
+    ]
+    qwen.fail(Fault.status(503))
+    report = await check(Settings(upstreams={"one": one}, routes=routes))
+    assert "wrong: no upstream lists it" not in "\n".join(report.lines)
+    named = {"one": one | {"models": ["else-*"]}}
+    report = await check(Settings(upstreams=named, routes=routes))
+    assert report.lines.count("  wrong: no upstream lists it") == 2
+
+
 def test_the_command_prints_it_and_tells_by_its_status(
     up: tuple[SimulatedQwen, str], tmp_path: Path
 ) -> None:

@@ -53,6 +53,21 @@ def test_the_example_says_what_it_means() -> None:
     assert "canary" not in settings.model_dump_json()
 
 
+def test_a_variable_may_be_the_end_of_a_headers_text_and_of_no_other(config: Any) -> None:
+    settings = config(
+        '[upstreams.a]\ndialect = "model-studio"\nheaders = { authorization = "Bearer env:KEY", '
+        'x-a = "env:KEY", x-b = "see:env:KEY" }\n[routes.m]\nforced = { user = "my env:KEY" }\n',
+        KEY="k",
+    )
+    headers = settings.upstreams["a"].headers
+    assert [value.get_secret_value() for value in headers.values()] == [
+        "Bearer k",
+        "k",
+        "see:env:KEY",
+    ]
+    assert settings.routes["m"].forced == {"user": "my env:KEY"}
+
+
 def test_one_upstream_may_stand_without_its_brackets(config: Any) -> None:
     settings = config('[upstreams.a]\ndialect = "model-studio"\n[routes.m]\nto = "a"\n')
     assert [step.upstream for step in settings.routes["m"].to] == ["a"]
@@ -109,6 +124,21 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a route's field": (
         '[upstreams.a]\ndialect = "model-studio"\n[routes."m.1"]\nforced = { model = "x" }\n',
         ", line 4: routes.m.1.forced: cannot set model",
+    ),
+    "a field of the wrong kind": (
+        '[upstreams.a]\ndialect = "model-studio"\n[routes.m.defaults]\nn2 = 1\n'
+        'temperature = "hot"\n',
+        ", line 3: routes.m.defaults: temperature: input should be a valid number",
+    ),
+    "a field beyond its bounds": (
+        '[upstreams.a]\ndialect = "model-studio"\n[routes.m]\nforced = { max_tokens = 0 }\n',
+        ", line 4: routes.m.forced: max_tokens: input should be greater than or equal to 1, not 0",
+    ),
+    "no upstream": ("x = 1\n[upstreams]\n", ", line 2: upstreams: should name at least one"),
+    "a variable within a header": (
+        '[upstreams.a]\ndialect = "model-studio"\n[upstreams.a.headers]\n'
+        'authorization = "Bearer env:NOT_THERE"\n',
+        ", line 4: upstreams.a.headers.authorization: the variable NOT_THERE is not set",
     ),
     "a route to nowhere": ("[routes.m]\n", ", line 1: routes: need upstreams"),
     "one beside several": (

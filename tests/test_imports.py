@@ -67,7 +67,11 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.request_log": set(),
     "qwen_asgi.setting_types": set(),
     "qwen_asgi.config_file": set(),
-    "qwen_asgi.upstream_settings": {"qwen_asgi.setting_types"},
+    "qwen_asgi.upstream_settings": {
+        "qwen_asgi.apis.openai_chat",
+        "qwen_asgi.errors",
+        "qwen_asgi.setting_types",
+    },
     "qwen_asgi.settings": {
         "qwen_asgi.config_file",
         "qwen_asgi.setting_types",
@@ -100,6 +104,18 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.disconnect",
         "qwen_asgi.exchange",
         "qwen_asgi.http",
+    },
+    "qwen_asgi.routing": {
+        "qwen_asgi.catalog",
+        "qwen_asgi.chat",
+        "qwen_asgi.layers.breaker",
+        "qwen_asgi.layers.fallback",
+        "qwen_asgi.layers.limit",
+        "qwen_asgi.layers.named",
+        "qwen_asgi.layers.retry",
+        "qwen_asgi.layers.target",
+        "qwen_asgi.settings",
+        "qwen_asgi.upstream_settings",
     },
     # What users make and run.
     "qwen_asgi.mount": {"qwen_asgi.app", "qwen_asgi.paths"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -392,7 +393,9 @@ def test_settings_that_contradict_what_was_given_change_nothing() -> None:
     assert gateway.settings is before
 
 
+@pytest.mark.parametrize("in_thread", [False, True], ids=["in its loop", "from another thread"])
 def test_the_connections_of_old_settings_are_closed_when_nobody_uses_them(
+    in_thread: bool,
     gateway_url: GatewayURL,
     gateway_loop: Callable[[Any], Any],
     upstreams: Upstreams,
@@ -406,17 +409,62 @@ def test_the_connections_of_old_settings_are_closed_when_nobody_uses_them(
     old = gateway._wired
     close = old.aclose
 
-    async def noted() -> None:
+    async def noted(within: float) -> None:
+        assert old._loop is asyncio.get_running_loop()
         closed.append("old")
-        await close()
+        await close(within)
 
-    old.aclose = noted  # type: ignore[method-assign]
+    old.aclose = noted  # type: ignore[method-assign, assignment]
 
     async def reload() -> None:
         gateway.reload(Settings(upstreams=upstreams()))
 
-    gateway_loop(reload())
-    eventually(lambda: closed == ["old"])
+    if in_thread:
+        gateway.reload(Settings(upstreams=upstreams()))
+    else:
+        gateway_loop(reload())
+    eventually(lambda: closed == ["old"] and old.is_closed)
+    answer_of(http.post(at + CHAT, json=ask()))
+
+
+def test_a_reload_counts_the_chats_that_are_under_way(
+    gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
+) -> None:
+    def settings(most: int) -> Settings:
+        one = upstreams(max_concurrent=most, queue=0, headers={"x-version": str(most)})["first"]
+        return Settings(upstreams={"first": one})
+
+    first.reply, first.pieces, first.pace = "abcdefghij" * 100, 1, 0.01
+    gateway = Gateway(settings(1), authenticate=anonymous)
+    at = gateway_url(gateway)
+    with http.stream("POST", at + CHAT, json=ask(stream=True)) as under_way:
+        # To forget the iterator is to leave.
+        body = under_way.iter_raw()
+        next(body)
+        gateway.reload(settings(1))
+        assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "overloaded"
+        gateway.reload(settings(2))
+        with http.stream("POST", at + CHAT, json=ask(stream=True)) as another:
+            assert another.status_code == 200
+            assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "overloaded"
+    first.wait_for(lambda qwen: qwen.open == 0)
+
+
+def test_a_reload_forgets_an_upstreams_failures_only_if_something_of_it_was_set(
+    gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
+) -> None:
+    def settings(**fields: Any) -> Settings:
+        one = upstreams(breaker_failures=2, **fields)["first"]
+        return Settings(upstreams={"first": one}, heartbeat=7)
+
+    gateway = Gateway(settings(), authenticate=anonymous)
+    at = gateway_url(gateway)
+    first.fail(*[Fault.refusal(503)] * 2)
+    for _ in range(2):
+        error_of(http.post(at + CHAT, json=ask()), 500)
+    gateway.reload(settings())
+    assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "upstream_suspended"
+    gateway.reload(settings(first_timeout=20))
     answer_of(http.post(at + CHAT, json=ask()))
 
 

@@ -169,6 +169,15 @@ _READ_HERE = {
 _OF_MESSAGES = {"role", "content"}
 
 
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest where fields that a chat may have are of the wrong kind."""
+    chat = {"model": "m", "messages": [{"role": "user", "content": ""}]}
+    try:
+        _BODY.validate_json(to_json({**chat, **fields}))
+    except ValidationError as exc:
+        raise _invalid(exc.errors(include_url=False)[0]) from None
+
+
 class OpenAIChat:
     """The client API of OpenAI's Chat Completions."""
 

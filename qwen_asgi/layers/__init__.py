@@ -8,8 +8,8 @@ outside to inside:
     Fallback           chooses among the upstreams of a model, and goes on to the next
       Retry            asks the same one again
         Target         gives the model its name there, and sets fields
-          Breaker      leaves an upstream alone that fails
-            Limit      lets so many chats in at once; the others wait for their turn
+          Limit        lets so many chats in at once; the others wait for their turn
+            Breaker    leaves an upstream alone that fails (and says so ahead of the Limit, too)
               Named    notes who is asked
                 JSONAnswers      at a web chat, which knows none of these, also where it is the
                   StopSequences  only upstream

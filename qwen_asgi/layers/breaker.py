@@ -15,6 +15,20 @@ from qwen_asgi.layers.failures import is_outage
 logger = logging.getLogger(__name__)
 
 
+class Health:
+    """What is known of how an upstream works. It outlives the layer that watches it, as long as
+    nothing of the upstream is set otherwise."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """Outages in a row."""
+        self.closed_until: float | None = None
+        """When it may be tried; None while nothing is wrong."""
+        self.is_tried = False
+        self.openings = 0
+        """How often it was left alone; the end of a chat that is older says nothing of now."""
+
+
 class Breaker:
     """An `Upstream` that is not asked for `seconds` after `failures` outages in a row.
 
@@ -22,22 +36,45 @@ class Breaker:
     that ends well, or is refused with good reason (a limit, a quota), ends the row.
     """
 
-    def __init__(self, upstream: Upstream, *, failures: int, seconds: float, name: str) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        failures: int,
+        seconds: float,
+        name: str,
+        health: Health | None = None,
+    ) -> None:
+        self.health = health or Health()
         self._upstream = upstream
         self._most = failures
         self._seconds = seconds
         self._name = name
-        self._failures = 0
-        self._closed_until: float | None = None
-        """When it may be tried; None while nothing is wrong."""
-        self._is_tried = False
-        self._openings = 0
-        """How often it was left alone; the end of a chat that is older says nothing of now."""
+
+    def ahead_of(self, upstream: Upstream) -> Upstream:
+        """Return an `Upstream` that refuses already there what would be refused here.
+
+        `upstream` has this breaker within, behind a queue: whoever comes need not wait in it, and
+        whoever waits meets the breaker once more.
+        """
+
+        @asynccontextmanager
+        async def refused_early(request: ChatRequest) -> AsyncIterator[Batches]:
+            self._check()
+            async with upstream(request) as batches:
+                yield batches
+
+        return refused_early
 
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
-        tries = self._admit()
-        openings = self._openings
+        self._check()
+        health = self.health
+        tries = health.closed_until is not None
+        if tries:
+            health.is_tried = True
+        openings = health.openings
+        has_time = _has_time(request)
         has_begun = False
         try:
             async with self._upstream(request) as batches:
@@ -47,36 +84,37 @@ class Breaker:
                     tries = False
                 yield batches
         except QwenASGIError as error:
-            # That a long answer came to the end of its time is nobody's failure.
-            is_cut_off = has_begun and isinstance(error, UpstreamTotalTimeout)
-            if openings == self._openings and not is_cut_off:
+            # That a long answer came to the end of its time is nobody's failure; nor is it this
+            # upstream's if others had used that time up.
+            is_cut_off = isinstance(error, UpstreamTotalTimeout) and (has_begun or not has_time)
+            if openings == health.openings and not is_cut_off:
                 self._heard(error)
             raise
         else:
-            if openings == self._openings:
+            if openings == health.openings:
                 self._worked()
         finally:
             if tries:
-                self._is_tried = False
+                health.is_tried = False
 
-    def _admit(self) -> bool:
-        """Return whether this chat is the one that tries. Raises UpstreamSuspended."""
-        if self._closed_until is None:
-            return False
-        left = self._closed_until - time.monotonic()
-        if left > 0 or self._is_tried:
+    def _check(self) -> None:
+        """Raise UpstreamSuspended unless the upstream may be asked."""
+        health = self.health
+        if health.closed_until is None:
+            return
+        left = health.closed_until - time.monotonic()
+        if left > 0 or health.is_tried:
             raise UpstreamSuspended(
                 f"the upstream {self._name} failed {self._most} times in a row and is left alone "
                 "for a while",
                 retry_after=max(1, math.ceil(left)),
             )
-        self._is_tried = True
-        return True
 
     def _reopen(self) -> None:
         # It works again, but the next failure is one too many.
-        self._closed_until, self._is_tried = None, False
-        self._failures = self._most - 1
+        health = self.health
+        health.closed_until, health.is_tried = None, False
+        health.failures = self._most - 1
 
     def _heard(self, error: QwenASGIError) -> None:
         if is_outage(error):
@@ -85,17 +123,25 @@ class Breaker:
             self._worked()
 
     def _failed(self) -> None:
-        self._failures += 1
-        if self._failures >= self._most:
-            self._closed_until = time.monotonic() + self._seconds
-            self._openings += 1
+        health = self.health
+        health.failures += 1
+        if health.failures >= self._most:
+            health.closed_until = time.monotonic() + self._seconds
+            health.openings += 1
             logger.warning(
                 "upstream %s failed %d times in a row and is left alone for %g seconds",
                 self._name,
-                self._failures,
+                health.failures,
                 self._seconds,
             )
 
     def _worked(self) -> None:
-        self._failures = 0
-        self._closed_until = None
+        self.health.failures = 0
+        self.health.closed_until = None
+
+
+def _has_time(request: ChatRequest) -> bool:
+    """Whether most of what the answer may take is left for this upstream."""
+    if request.deadline is None or request.time_limit is None:
+        return True
+    return request.deadline - time.monotonic() > 0.5 * request.time_limit

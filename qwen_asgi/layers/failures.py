@@ -21,8 +21,9 @@ from qwen_asgi.errors import (
 
 _OUTAGES = (UpstreamUnreachable, UpstreamTimeout, UpstreamTruncated, UpstreamInvalidResponse)
 
-_UNFIT_CODES = {"upstream_invalid_json", "upstream_no_tool_call"}
-"""That a model does not keep to the form which a client asked for is not the upstream's failure."""
+_UNFIT_CODES = {"upstream_invalid_json", "upstream_no_tool_call", "upstream_answer_too_long"}
+"""That a model does not keep to the form which a client asked for, or does not come to an end, is
+not the upstream's failure."""
 
 _BY_ERROR: tuple[tuple[type[QwenASGIError], str], ...] = (
     (UpstreamRateLimited, "limit"),

@@ -55,7 +55,8 @@ class Fallback:
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
         if self._total is not None:
-            request = replace(request, deadline=time.monotonic() + self._total)
+            deadline = time.monotonic() + self._total
+            request = replace(request, deadline=deadline, time_limit=self._total)
         async with AsyncExitStack() as stack:
             yield await self._entered(stack, request)
 

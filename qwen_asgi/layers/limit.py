@@ -3,81 +3,105 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+import anyio
+
 from qwen_asgi.chat import Batches, ChatRequest, Upstream
 from qwen_asgi.errors import Overloaded
+
+
+class Turns:
+    """The chats that are let in at one upstream, in each event loop. They outlive the layer that
+    lets them in, so that other settings count those who are there already."""
+
+    def __init__(self) -> None:
+        self.busy = 0
+        """Chats under way and waiting, in all loops."""
+        self.most: int | None = None
+        """How many may be under way at once; None for any number."""
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
+            WeakKeyDictionary()
+        )
+
+    def here(self) -> anyio.CapacityLimiter:
+        """Return those of the running loop."""
+        loop = asyncio.get_running_loop()
+        most = math.inf if self.most is None else self.most
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            limiter = self._limiters[loop] = anyio.CapacityLimiter(most)
+        elif limiter.total_tokens != most:
+            # Set here, as only its own loop may wake those who wait.
+            limiter.total_tokens = most
+        return limiter
 
 
 class Limit:
     """An `Upstream` with at most `most` chats under way at once, in each event loop."""
 
     def __init__(
-        self, upstream: Upstream, most: int | None, *, queue: int, patience: float, name: str
+        self,
+        upstream: Upstream,
+        most: int | None,
+        *,
+        queue: int,
+        patience: float,
+        name: str,
+        turns: Turns | None = None,
     ) -> None:
         """`queue` chats may wait, `patience` seconds each; `most` None lets all in."""
-        self.busy = 0
-        """Chats under way and waiting."""
+        self.turns = turns or Turns()
+        self.turns.most = most
         self._upstream = upstream
-        self._most = most
         self._queue = queue
         self._patience = patience
         self._name = name
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+    @property
+    def busy(self) -> int:
+        """Chats under way and waiting."""
+        return self.turns.busy
 
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
-        self.busy += 1
+        turns = self.turns
+        turns.busy += 1
         try:
-            if self._most is None:
-                async with self._upstream(request) as batches:
-                    yield batches
-                return
-            turns = self._here(self._most)
-            await self._wait(turns, request)
+            limiter, turn = turns.here(), object()
+            try:
+                limiter.acquire_on_behalf_of_nowait(turn)
+            except anyio.WouldBlock:
+                await self._wait(limiter, turn, request)
             try:
                 async with self._upstream(request) as batches:
                     yield batches
             finally:
-                turns.free.release()
+                limiter.release_on_behalf_of(turn)
         finally:
-            self.busy -= 1
+            turns.busy -= 1
 
-    def _here(self, most: int) -> _Turns:
-        loop = asyncio.get_running_loop()
-        turns = self._turns.get(loop)
-        if turns is None:
-            turns = self._turns[loop] = _Turns(most)
-        return turns
-
-    async def _wait(self, turns: _Turns, request: ChatRequest) -> None:
-        """Take a turn. Raises Overloaded where the queue is full, or does not move in time."""
-        if turns.waiting >= self._queue and turns.free.locked():
+    async def _wait(
+        self, limiter: anyio.CapacityLimiter, turn: object, request: ChatRequest
+    ) -> None:
+        """Wait for a turn. Raises Overloaded where the queue is full, or does not move in time."""
+        waiting = limiter.statistics().tasks_waiting
+        if waiting >= self._queue:
             raise Overloaded(
-                f"the upstream {self._name} is busy, and {turns.waiting} chats wait for it",
+                f"the upstream {self._name} is busy, and {waiting} chats wait for it",
                 retry_after=1,
             )
         patience = self._patience
         if request.deadline is not None:
             patience = min(patience, max(0.0, request.deadline - time.monotonic()))
-        turns.waiting += 1
         try:
             async with asyncio.timeout(patience):
-                await turns.free.acquire()
+                await limiter.acquire_on_behalf_of(turn)
         except TimeoutError:
             raise Overloaded(
                 f"the upstream {self._name} was busy for {patience:.3g} seconds", retry_after=1
             ) from None
-        finally:
-            turns.waiting -= 1
-
-
-class _Turns:
-    """One event loop's turns."""
-
-    def __init__(self, most: int) -> None:
-        self.free = asyncio.Semaphore(most)
-        self.waiting = 0

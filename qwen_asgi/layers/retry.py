@@ -33,11 +33,11 @@ class RetryBudget:
     """One upstream's retries: each chat adds a share of one, each retry takes one."""
 
     def __init__(self, share: float) -> None:
-        self._share = share
+        self.share = share
         self._left = RESERVE
 
     def earn(self) -> None:
-        self._left = min(MOST_SAVED, self._left + self._share)
+        self._left = min(MOST_SAVED, self._left + self.share)
 
     def spend(self) -> bool:
         """Take a retry, if there is one left."""

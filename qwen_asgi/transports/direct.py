@@ -198,7 +198,7 @@ def _render(request: UpstreamRequest) -> _Head:
         # What the look-up of a name does first, and fails at for some.
         host = (parts.hostname or "").encode("idna").decode("ascii")
     except ValueError:
-        raise UpstreamUnreachable("the upstream's address (QWEN_BASE_URL) is not valid") from None
+        raise UpstreamUnreachable("the upstream's address is not valid") from None
     tls = parts.scheme == "https"
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{request.method} {path} HTTP/1.1"]

@@ -267,7 +267,7 @@ def _translated(seconds: float) -> Iterator[None]:
         # From transports that translate nothing, under a client that was given.
         raise UpstreamTruncated("the connection to the upstream broke") from None
     except (httpx.InvalidURL, UnicodeError, OverflowError):
-        raise UpstreamUnreachable("the upstream's address (QWEN_BASE_URL) is not valid") from None
+        raise UpstreamUnreachable("the upstream's address is not valid") from None
 
 
 def _translation(exc: httpx.HTTPError, seconds: float) -> UpstreamError:

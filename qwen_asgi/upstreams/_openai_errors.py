@@ -76,7 +76,7 @@ def web_page(status: int = 200) -> UpstreamError:
     """Return the error for a page where data should be: an address, or a proxy, that is wrong."""
     return UpstreamInvalidResponse(
         f"the upstream answered with a web page (HTTP {status}) instead of data; is its address "
-        "(QWEN_BASE_URL) right?"
+        "(base_url; QWEN_BASE_URL of the only upstream) right?"
     )
 
 
@@ -128,7 +128,7 @@ def _from_code(data: Mapping[str, Any], status: int, secrets: Secrets) -> Upstre
     if status == 401 or known & _CREDENTIAL:
         return UpstreamAuthenticationFailed(
             "the upstream does not accept the gateway's credential, which holds for one region "
-            "only; its operator must set QWEN_API_KEY right"
+            "only; its operator must set api_key right (QWEN_API_KEY of the only upstream)"
         )
     if known & _NO_MONEY or (status == 403 and "insufficient_quota" in known):
         return UpstreamQuotaExhausted(f"the upstream's quota is used up{words}", code=shown)

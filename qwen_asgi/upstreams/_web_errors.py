@@ -137,7 +137,7 @@ def _from_code(data: Mapping[str, Any], status: int, secrets: Secrets) -> Upstre
     if status in (401, 403) or name in _CREDENTIAL_CODES or "token has expired" in words:
         return UpstreamAuthenticationFailed(
             "the upstream does not accept the gateway's credential; its operator must renew "
-            "QWEN_API_KEY"
+            "api_key (QWEN_API_KEY of the only upstream)"
         )
     if "model not found" in words or ("model" in words and "not exist" in words):
         return UpstreamRefused("the upstream does not know this model", code="model_not_found")

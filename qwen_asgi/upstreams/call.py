@@ -36,6 +36,9 @@ FOOTER_GRACE = 0.05
 """Seconds that a stream whose end was seen may take to end its body, so that the connection can be
 used again; a client that waits for a whole answer waits for this too."""
 
+CLOSING_SECONDS = 2.0
+"""How long the end of a gateway may wait for what goes on beside the chats."""
+
 REFUSAL_SECONDS = 2.0
 """Longest wait for the body of a refusal: its status alone says what is needed most."""
 
@@ -76,8 +79,9 @@ class Reached:
         except UpstreamTimeout as error:
             raise clock.named(error) from None
 
-    async def aclose(self) -> None:
-        """End what goes on in the running loop beside the chats; the transport stays open."""
+    async def aclose(self, within: float = CLOSING_SECONDS) -> None:
+        """End what goes on in the running loop beside the chats, which has that many seconds; the
+        transport stays open."""
 
     async def refusal(self, response: UpstreamResponse, clock: Clock) -> UpstreamError:
         """Return the error that an answer of another status than 200 means."""

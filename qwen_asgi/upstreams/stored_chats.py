@@ -23,7 +23,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.transports import Transport, UpstreamRequest
 from qwen_asgi.upstreams import AnswerReader
-from qwen_asgi.upstreams.call import Call, Clock, Reached, Timeouts
+from qwen_asgi.upstreams.call import CLOSING_SECONDS, Call, Clock, Reached, Timeouts
 from qwen_asgi.upstreams.removals import Removals
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 REMOVAL_SECONDS = 10.0
 """Longest wait for each of the calls that stop an answer and remove its chat, and for the name of a
 chat that nobody waits for any more."""
-
-CLOSING_SECONDS = 2.0
-"""How long the end of a gateway may wait for chats to be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +106,9 @@ class StoredChats(Reached):
             raise clock.named(UpstreamTimeout("the upstream did not make a chat in time"))
         return task.result()
 
-    async def aclose(self) -> None:
+    async def aclose(self, within: float = CLOSING_SECONDS) -> None:
         """Give the removals of this loop a moment, then end them."""
-        await self._removals.aclose(CLOSING_SECONDS)
+        await self._removals.aclose(within)
 
     async def _made(self, call: UpstreamRequest, within: float) -> str:
         body = await self.document(call, Clock(Timeouts(first=within)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.layers import breaker as module
 from qwen_asgi.layers.breaker import Breaker
+from qwen_asgi.layers.limit import Limit
 from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
 
 pytestmark = pytest.mark.anyio
@@ -88,6 +90,7 @@ GOOD_REASONS = [
     UpstreamEmptyAnswer("not a word"),
     UpstreamInvalidResponse("no object", code="upstream_invalid_json"),
     UpstreamInvalidResponse("no call", code="upstream_no_tool_call"),
+    UpstreamInvalidResponse("no end", code="upstream_answer_too_long"),
     UpstreamQuotaExhausted("pay"),
     UpstreamRefused("no"),
     UpstreamAuthenticationFailed("who"),
@@ -223,3 +226,50 @@ async def test_an_answer_that_was_cut_off_at_the_end_of_its_time_counts_for_noth
     with pytest.raises(UpstreamTotalTimeout):
         await run_out()
     assert await answer(layer)
+
+
+@pytest.mark.parametrize(("left", "counts"), [(59.0, True), (31.0, True), (29.0, False)])
+async def test_who_had_too_little_time_left_has_not_failed(
+    left: float, counts: bool, now: Now
+) -> None:
+    """Another one had used it up."""
+    layer = breaker(Scripted(UpstreamTotalTimeout("over"), ANSWER), failures=1)
+    chat = replace(CHAT, deadline=now.seconds + left, time_limit=60.0)
+    with pytest.raises(UpstreamTotalTimeout):
+        await answer(layer, chat)
+    if counts:
+        await fails(layer, UpstreamSuspended)
+    else:
+        assert await answer(layer)
+
+
+async def test_a_total_timeout_of_its_own_counts(now: Now) -> None:
+    layer = breaker(Scripted(UpstreamTotalTimeout("over")), failures=1)
+    await fails(layer, UpstreamTotalTimeout)
+    await fails(layer, UpstreamSuspended)
+
+
+async def test_who_waits_for_a_turn_is_not_sent_when_it_was_found_broken_meanwhile() -> None:
+    upstream = Scripted([0.05, GONE])
+    layer = breaker(upstream, failures=1)
+    limited = Limit(layer, 1, queue=10, patience=5.0, name="studio")
+    ahead = layer.ahead_of(limited)
+    errors = await asyncio.gather(*(answer(ahead) for _ in range(4)), return_exceptions=True)
+    assert [type(error) for error in errors] == [UpstreamUnreachable, *[UpstreamSuspended] * 3]
+    assert len(upstream.asked) == 1
+
+
+async def test_ahead_of_a_queue_it_refuses_at_once(now: Now) -> None:
+    upstream = Scripted(GONE, [60.0, *ANSWER])
+    layer = breaker(upstream, failures=1)
+    limited = Limit(layer, 1, queue=10, patience=5.0, name="studio")
+    ahead = layer.ahead_of(limited)
+    with pytest.raises(UpstreamUnreachable):
+        await answer(ahead)
+    assert limited.busy == 0
+    with pytest.raises(UpstreamSuspended):
+        await answer(ahead)
+    # Then one may try again, and nobody waits behind it.
+    now.seconds += 30
+    async with ahead(CHAT):
+        assert limited.busy == 1

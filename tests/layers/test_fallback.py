@@ -142,6 +142,7 @@ async def test_one_deadline_goes_down_with_the_request_and_ends_the_row() -> Non
     assert len(deadlines) == 1
     [deadline] = deadlines
     assert deadline == pytest.approx(begun + 5, abs=0.5)
+    assert {request.time_limit for request in [*first.asked, *second.asked]} == {5.0}
     third = Scripted()
     with pytest.raises(UpstreamUnreachable):
         await answer(fallback(Scripted(UpstreamUnreachable("gone")), third, total=-1.0))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +97,45 @@ async def test_a_failure_gives_the_turn_on() -> None:
     assert await answer(layer)
 
 
-def test_each_event_loop_has_turns_of_its_own() -> None:
+def test_each_event_loop_has_turns_of_its_own_and_none_is_kept() -> None:
     layer = limit(Scripted(SLOW), 1)
+    loops = weakref.WeakSet[asyncio.AbstractEventLoop]()
+
+    async def two() -> None:
+        loops.add(asyncio.get_running_loop())
+        assert all(await asyncio.gather(answer(layer), answer(layer)))
+
     for _ in range(3):
-        assert asyncio.run(answer(layer))
+        asyncio.run(two())
+    gc.collect()
+    assert not loops
+
+
+async def test_another_layer_counts_those_who_are_there_already() -> None:
+    upstream = Scripted(SLOW)
+    before = limit(upstream, 2)
+    under_way = [asyncio.create_task(answer(before)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    fewer = limit(upstream, 1, turns=before.turns)
+    assert fewer.busy == 3
+    under_way += [asyncio.create_task(answer(fewer)) for _ in range(3)]
+    # One that came first leaves room for one that waits, but two are more than may be there now.
+    await asyncio.gather(*under_way)
+    assert upstream.most_open == 2
+    more = limit(upstream, 5, turns=before.turns)
+    await asyncio.gather(*(answer(more) for _ in range(9)))
+    assert upstream.most_open == 5
+    assert more.busy == 0
+
+
+async def test_those_who_wait_are_let_in_once_more_are_let_in() -> None:
+    upstream = Scripted([60.0, *ANSWER])
+    before = limit(upstream, 1)
+    waiting = [asyncio.create_task(answer(before)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert upstream.open == 1
+    waiting.append(asyncio.create_task(answer(limit(upstream, 4, turns=before.turns))))
+    await asyncio.sleep(0.01)
+    assert upstream.open == 4
+    for task in waiting:
+        task.cancel()

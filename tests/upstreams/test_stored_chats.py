@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen_asgi import wiring
 from qwen_asgi.testing import Fault, SimulatedQwen, serve
-from qwen_asgi.upstreams import _web_errors, removals, stored_chats
+from qwen_asgi.upstreams import _web_errors, removals
 from tests.conftest import (
     CHAT,
     GatewayURL,
@@ -194,7 +195,7 @@ def test_removals_that_the_end_of_a_gateway_cuts_off_are_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(stored_chats, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(wiring.Wired.aclose, "__defaults__", (0.1,))
     break_the_removal(qwen, Fault.stall(None, 60))
     with serve(make_gateway()) as url:
         answer_of(http.post(f"{url}{CHAT}", json=ask()))
