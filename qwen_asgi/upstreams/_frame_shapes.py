@@ -94,7 +94,7 @@ class FrameShapes:
         parts = data.split(head)
         for part in parts[1:]:
             raw, _, tail = part.partition(b'"')
-            if tail.translate(_ZEROS) not in tails or mark not in tail:
+            if tail.translate(_ZEROS) not in tails or (mark and mark not in tail):
                 break
             try:
                 text = from_json(b'"%b"' % raw)
