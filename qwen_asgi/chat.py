@@ -135,6 +135,14 @@ class Extra:
     data: Mapping[str, Any]
 
 
+@dataclass(slots=True)
+class Choice:
+    """Which of several answers to the one request a batch is of: it stands first in the batch, and
+    all of the batch is of that answer. Where one answer was asked for, there is none."""
+
+    index: int
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model, and what is known of it; None for what is not."""
@@ -149,9 +157,10 @@ class ModelInfo:
     """Whether its upstream answers a stream and nothing else; here it may be asked for both."""
 
 
-Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | Usage | Extra
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | Usage | Extra | Choice
 Batches = AsyncIterator[Sequence[Event]]
-"""What came up, one batch for what one network read held; it ends after a `Finish` or raises."""
+"""What came up, one batch for what one network read held; it ends after a `Finish`, or one of each
+choice, or raises."""
 
 Upstream = Callable[[ChatRequest], AbstractAsyncContextManager[Batches]]
 """Entering means that the upstream accepted and has begun to answer; leaving ends the call.
@@ -182,14 +191,51 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage | None
     extras: list[Extra]
+    others: list[Answer] = field(default_factory=list)
+    """The further choices, where several answers were asked for; `usage` is of all together."""
 
 
 class Fold:
-    """Puts the events of one answer together as they come: `add` each batch, then `answer`."""
+    """Puts the events of a chat together as they come: `add` each batch, then `answer`."""
+
+    def __init__(self) -> None:
+        self._first = _FoldOne()
+        self._others: dict[int, _FoldOne] = {}
+
+    @property
+    def size(self) -> int:
+        """Characters of text, of thinking and of tool calls' arguments so far."""
+        return self._first.size + sum(one.size for one in self._others.values())
+
+    def add(self, events: Sequence[Event]) -> None:
+        one = self._first
+        if events and type(events[0]) is Choice:
+            index, events = events[0].index, events[1:]
+            if index:
+                one = self._others.setdefault(index, _FoldOne())
+        one.add(events)
+
+    def answer(self) -> Answer:
+        answer = self._first.answer()
+        answer.others = [self._others[index].answer() for index in sorted(self._others)]
+        return answer
+
+
+class _FoldOne:
+    """Puts the events of one answer together."""
+
+    __slots__ = (
+        "_extras",
+        "_finish_reason",
+        "_reasoning",
+        "_text",
+        "_tool_calls",
+        "_usage",
+        "size",
+    )
 
     def __init__(self) -> None:
         self.size = 0
-        """Characters of text and thinking so far."""
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tool_calls: dict[int, ToolCall] = {}
@@ -218,6 +264,9 @@ class Fold:
                     self._usage = event
                 case Extra():
                     self._extras.append(event)
+                case Choice():
+                    # `Fold` has taken it off the batch.
+                    continue
                 case _:
                     assert_never(event)
 
@@ -234,6 +283,6 @@ class Fold:
 
 def fold(events: Iterable[Event]) -> Answer:
     """Put the events of one whole answer together."""
-    whole = Fold()
+    whole = _FoldOne()
     whole.add(events)
     return whole.answer()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qwen_asgi.catalog import ABILITIES, Route
 from qwen_asgi.chat import Upstream
 from qwen_asgi.layers.breaker import Breaker, Health
+from qwen_asgi.layers.choices import Choices
 from qwen_asgi.layers.fallback import Candidate, Fallback
 from qwen_asgi.layers.limit import Limit, Turns
 from qwen_asgi.layers.named import Named
@@ -88,12 +89,13 @@ class Routing:
         route = self._settings.routes.get(model) or RouteSettings()
         steps = route.to or tuple(Step(upstream=name) for name in names)
         candidates = [self._candidate(model, step, route) for step in steps]
-        return Fallback(
+        fallback = Fallback(
             candidates,
             choose=route.choose,
             on=route.fallback_on,
             total=self._settings.total_timeout,
         )
+        return Choices(fallback)
 
     def _candidate(self, model: str, step: Step, route: RouteSettings) -> Candidate:
         guarded = self._guarded[step.upstream]

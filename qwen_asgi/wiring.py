@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qwen_asgi.catalog import Catalog
 from qwen_asgi.chat import Upstream
+from qwen_asgi.layers.choices import Choices
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.tools import EmulatedTools
@@ -147,7 +148,7 @@ def wire(
     lists = _lists(several, upstreams, before)
     asked = {name: _asked(several[name], upstream) for name, upstream in upstreams.items()}
     if not settings.upstreams:
-        only = asked[ALONE]
+        only = Choices(asked[ALONE])
         catalog = Catalog(lists, lambda model, names: only)
         return Wired(settings, several, catalog, upstreams, transports, lists, {})
     guarded = _guarded(several, asked, before)

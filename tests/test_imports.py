@@ -109,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.catalog",
         "qwen_asgi.chat",
         "qwen_asgi.layers.breaker",
+        "qwen_asgi.layers.choices",
         "qwen_asgi.layers.fallback",
         "qwen_asgi.layers.limit",
         "qwen_asgi.layers.named",

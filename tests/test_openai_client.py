@@ -51,6 +51,45 @@ def client(gateway_url: GatewayURL) -> Iterator[OpenAI]:
 # Answers.
 
 
+def test_several_answers(gateway_url: GatewayURL, qwen: SimulatedQwen, dialect: str) -> None:
+    qwen.reply = REPLY
+    with client_of(gateway_url(upstream=dialect)) as client:
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO, n=3)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        assert [choice.message.content for choice in answer.choices] == [REPLY] * 3
+        assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 3
+        one = client.chat.completions.create(model=MODEL, messages=HELLO)
+        assert answer.usage is not None
+        assert one.usage is not None
+        assert answer.usage.total_tokens == 3 * one.usage.total_tokens
+    assert sum(request.is_chat for request in qwen.requests) == 4
+
+
+def test_several_answers_streamed(
+    gateway_url: GatewayURL, qwen: SimulatedQwen, dialect: str
+) -> None:
+    qwen.reply, qwen.pieces = REPLY, 3
+    with client_of(gateway_url(upstream=dialect)) as client:
+        chunks = list(
+            client.chat.completions.create(
+                model=MODEL,
+                messages=HELLO,
+                n=2,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    *chunks, last = chunks
+    assert last.choices == []
+    assert last.usage is not None
+    for index in 0, 1:
+        own = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert [choice.delta.role for choice in own].count("assistant") == 1
+        assert own[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in own) == REPLY
+        assert [choice.finish_reason for choice in own if choice.finish_reason] == ["stop"]
+
+
 def test_a_plain_answer(client: OpenAI, qwen: SimulatedQwen) -> None:
     qwen.reply = REPLY
     answer = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0.5)
@@ -168,13 +207,12 @@ def test_a_stream_has_these_headers_too(client: OpenAI, dialect: str) -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "n": {"n": 2},
     "logprobs": {"logprobs": True},
     "audio": {"audio": {"voice": "alloy", "format": "wav"}},
     "modalities": {"modalities": ["text", "audio"]},
     "temperature": {"temperature": 2.5},
 }
-WEB_REFUSES = REFUSED.keys() - {"n", "temperature"}
+WEB_REFUSES = REFUSED.keys() - {"temperature"}
 """What the other dialects send on."""
 
 

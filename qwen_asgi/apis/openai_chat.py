@@ -27,6 +27,7 @@ from qwen_asgi import sse
 from qwen_asgi.chat import (
     Answer,
     ChatRequest,
+    Choice,
     Event,
     Extra,
     Finish,
@@ -207,41 +208,13 @@ class OpenAIChat:
         )
 
     def answer(self, request: ChatRequest, answer: Answer) -> bytes:
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": answer.text if answer.text or not answer.tool_calls else None,
-            "refusal": None,
-        }
-        if answer.reasoning:
-            message["reasoning_content"] = answer.reasoning
-        if answer.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in answer.tool_calls
-            ]
-        logprobs: dict[str, Any] | None = None
-        for extra in answer.extras:
-            if extra.kind == "delta":
-                message.update(extra.data)
-            elif extra.kind == "logprobs":
-                logprobs = _more_logprobs(logprobs, extra.data)
+        choices = enumerate([answer, *answer.others])
         document: dict[str, Any] = {
             "id": self._new_id(),
             "object": "chat.completion",
             "created": int(time.time()),
             "model": request.model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": message,
-                    "logprobs": logprobs,
-                    "finish_reason": answer.finish_reason,
-                }
-            ],
+            "choices": [_choice(index, one) for index, one in choices],
         }
         if answer.usage is not None:
             document["usage"] = _usage(answer.usage)
@@ -257,6 +230,37 @@ class OpenAIChat:
         return f"chatcmpl-{self._ids.next()}"
 
 
+def _choice(index: int, answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.text if answer.text or not answer.tool_calls else None,
+        "refusal": None,
+    }
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in answer.tool_calls
+        ]
+    logprobs: dict[str, Any] | None = None
+    for extra in answer.extras:
+        if extra.kind == "delta":
+            message.update(extra.data)
+        elif extra.kind == "logprobs":
+            logprobs = _more_logprobs(logprobs, extra.data)
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": answer.finish_reason,
+    }
+
+
 class ChunkWriter:
     """Events to the chunks of one stream; see `apis.StreamWriter` for the order of calls.
 
@@ -266,10 +270,12 @@ class ChunkWriter:
     __slots__ = (
         "_after",
         "_before",
+        "_choices",
         "_finish",
         "_has_role",
         "_head",
         "_include_usage",
+        "_index",
         "_text",
         "usage",
     )
@@ -282,15 +288,28 @@ class ChunkWriter:
         self._include_usage = request.include_usage
         # OpenAI: with `include_usage` every chunk has the field, null in all but the last.
         tail = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
-        self._before = self._head + b'[{"index":0,"delta":{'
         self._after = b'},"logprobs":null,"finish_reason":null}]' + tail
-        self._text = self._before.replace(b"%", b"%%") + b'"content":%b' + self._after
-        """A whole chunk, but for the text."""
-        self._finish = b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":%b}]' + tail
+        self._finish = b'[{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}]' + tail
+        self._choices: set[int] = set()
+        """Those that have begun, where there are several."""
         self._has_role = False
+        self._turn_to(0)
         self.usage: Usage | None = None
 
+    def _turn_to(self, index: int) -> None:
+        """Write what is of this choice."""
+        self._index = index
+        self._before = self._head + b'[{"index":%d,"delta":{' % index
+        self._text = self._before.replace(b"%", b"%%") + b'"content":%b' + self._after
+        """A whole chunk, but for the text."""
+
     def write(self, events: Sequence[Event]) -> bytes:
+        if events and type(events[0]) is Choice:
+            index, events = events[0].index, events[1:]
+            if index != self._index:
+                self._turn_to(index)
+            self._has_role = index in self._choices
+            self._choices.add(index)
         chunks = []
         for event in events:
             if type(event) is TextDelta:
@@ -320,7 +339,7 @@ class ChunkWriter:
             case ToolCallDelta():
                 return self._delta(b'"tool_calls":' + to_json([_tool_call_piece(event)]))
             case Finish():
-                return self._head + self._finish % to_json(event.reason)
+                return self._head + self._finish % (self._index, to_json(event.reason))
             case Usage():
                 self.usage = event
                 return b""
@@ -329,7 +348,7 @@ class ChunkWriter:
             case Extra(kind="logprobs"):
                 # It is the first that is null behind a delta.
                 return self._before + self._after.replace(b"null", to_json(event.data), 1)
-            case Extra():
+            case Extra() | Choice():
                 # The API has no place for it.
                 return b""
             case _:

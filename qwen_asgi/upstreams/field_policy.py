@@ -72,7 +72,7 @@ FIELDS: Mapping[str, Row] = {
     "modalities": _native(
         Refused(lambda value: value != ["text"], 'it only gives text; set it to ["text"]')
     ),
-    "n": _everywhere(_ONE_CHOICE),
+    "n": _everywhere(EMULATED),
     "parallel_tool_calls": _native(EMULATED),
     "prediction": _native(IGNORED),
     "presence_penalty": _native(IGNORED),
@@ -112,6 +112,7 @@ MESSAGE_FIELDS: Mapping[str, Row] = {
 """Of a message, beside its role and content."""
 
 AT_THE_DIALECT: Mapping[str, Refused] = {
+    "n": _ONE_CHOICE,
     "response_format": Refused(
         lambda value: value.get("type") != "text",
         'it only gives plain text; set it to {"type": "text"} or leave it out',

@@ -13,10 +13,12 @@ from qwen_asgi.apis.openai_chat import MOST_MESSAGES, MOST_PARTS, OpenAIChat, _B
 from qwen_asgi.chat import (
     Answer,
     ChatRequest,
+    Choice,
     Event,
     Extra,
     Finish,
     FinishReason,
+    Fold,
     ReasoningDelta,
     TextDelta,
     ToolCall,
@@ -593,6 +595,51 @@ def deltas(chunks: list[Any]) -> list[dict[str, Any]]:
 
 
 ROLE = {"role": "assistant", "content": "", "refusal": None}
+
+
+def test_of_several_choices_each_has_its_own_role_pieces_and_finish() -> None:
+    *chunks, last, done = streamed(
+        ask(stream_options={"include_usage": True}),
+        [Choice(1), TextDelta("b")],
+        [Choice(0), TextDelta("a"), ReasoningDelta("%d")],
+        [Choice(1), ToolCallDelta(0, "{}", "call_1", "f"), Finish("tool_calls")],
+        [Choice(0), Extra("logprobs", LOGPROBS), Finish("stop")],
+        [USAGE],
+    )
+    assert (done, last["choices"], last["usage"]) == ("[DONE]", [], USAGE_DOCUMENT)
+    told = [
+        (c["index"], c["delta"], c["finish_reason"]) for chunk in chunks for c in chunk["choices"]
+    ]
+    call = {"index": 0, "id": "call_1", "type": "function"}
+    assert told == [
+        (1, ROLE, None),
+        (1, {"content": "b"}, None),
+        (0, ROLE, None),
+        (0, {"content": "a"}, None),
+        (0, {"reasoning_content": "%d"}, None),
+        (1, {"tool_calls": [{**call, "function": {"arguments": "{}", "name": "f"}}]}, None),
+        (1, {}, "tool_calls"),
+        (0, {}, None),
+        (0, {}, "stop"),
+    ]
+
+
+def test_several_choices_stand_in_one_answer() -> None:
+    whole = Fold()
+    for batch in (
+        [Choice(1), TextDelta("b")],
+        [Choice(0), TextDelta("a")],
+        [Choice(1), TextDelta("c"), Finish("length")],
+        [Choice(0), Finish("stop")],
+        [USAGE],
+    ):
+        whole.add(batch)
+    assert whole.size == 3
+    document = json.loads(OpenAIChat().answer(ask(), whole.answer()))
+    check_answer(document)
+    told = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in document["choices"]]
+    assert told == [(0, "a", "stop"), (1, "bc", "length")]
+    assert document["usage"] == USAGE_DOCUMENT
 
 
 def test_a_stream_is_role_then_pieces_then_finish_then_done() -> None:

@@ -14,6 +14,7 @@ from qwen_asgi.apis import openai_chat
 from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.chat import Batches, ChatRequest, Event
 from qwen_asgi.errors import InvalidRequest
+from qwen_asgi.layers.choices import Choices
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.tools import EmulatedTools
@@ -194,20 +195,20 @@ def emulated(request: ChatRequest) -> ChatRequest:
     noted = Noted()
 
     async def ask_once() -> None:
-        async with JSONAnswers(StopSequences(EmulatedTools(noted)))(request):
+        async with Choices(JSONAnswers(StopSequences(EmulatedTools(noted))))(request):
             pass
 
     asyncio.run(ask_once())
-    [asked] = noted.asked
-    return asked
+    assert len(noted.asked) == request.options.get("n", 1)
+    return noted.asked[0]
 
 
 def check_emulated(dialect: str, field: str, request: ChatRequest, without: ChatRequest) -> None:
     plain = emulated(request)
     assert field not in plain.options
-    # The others are asked for in words, and stop sequences of nobody.
+    # The others are asked for in words; stop sequences of nobody, and choices by asking again.
     is_asked_for = sent(dialect, plain) != sent(dialect, emulated(without))
-    assert is_asked_for is (field != "stop")
+    assert is_asked_for is (field not in ("stop", "n"))
     assert plain.notes.ignored == ()
 
 
