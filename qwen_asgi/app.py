@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from qwen_asgi.apis.openai_chat import OpenAIChat
+from qwen_asgi.apis.openai_chat import REASONING_FIELDS, OpenAIChat
 from qwen_asgi.authentication import (
     ANYBODY,
     Authenticate,
@@ -104,7 +104,7 @@ class Gateway:
         settings = settings or Settings()
         if transport is not None and http_client is not None:
             raise ValueError("give either transport or http_client: the one would hide the other")
-        self._api = OpenAIChat()
+        self._api = _api(settings)
         self._transport, self._http_client = transport, http_client
         self._given_authenticate = authenticate
         self._authenticate = _who_is_let_in(settings, authenticate)
@@ -137,6 +137,7 @@ class Gateway:
             logger.warning("the settings read anew have no client_keys: everybody is let in now")
         old, self._wired = self._wired, self._wire(settings, self._wired)
         self._authenticate = authenticate
+        self._api = _api(settings)
         self._retired = [wired for wired in self._retired if not wired.is_closed] + [old]
         old.retire()
 
@@ -387,6 +388,10 @@ def _check_content_type(given: bytes | None) -> None:
 def _allow(methods: dict[str, _Endpoint]) -> str:
     names = ["HEAD"] if "GET" in methods else []
     return ", ".join([*methods, *names, "OPTIONS"])
+
+
+def _api(settings: Settings) -> OpenAIChat:
+    return OpenAIChat(REASONING_FIELDS[settings.reasoning_field])
 
 
 def _raw(headers: Mapping[str, str]) -> RawHeaders:

@@ -74,6 +74,8 @@ class ChatRequest:
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the body, by its OpenAI name, as the client sent it; nulls left out."""
+    calls_as_functions: bool = False
+    """Whether the client reads calls of tools as its API told them before there were tools."""
     deadline: float | None = None
     """When the answer must have ended, in seconds of the monotonic clock, whoever gives it."""
     time_limit: float | None = None

@@ -60,6 +60,7 @@ ENVIRONMENT = {
     "QWEN_INCREMENTAL": "incremental",
     "QWEN_KEEP_CHATS": "keep_chats",
     "QWEN_TOOL_FORM": "tool_form",
+    "QWEN_REASONING_FIELD": "reasoning_field",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
     "HTTP_PROXY": "http_proxy",
@@ -131,6 +132,9 @@ class Settings(BaseModel):
     tool_form: ToolForm = "hermes"
     """How the model of a web chat, which has no tools, is asked to write a call: `hermes`, as JSON
     between tags, `coder`, in the tags of Qwen3-Coder, `brackets`, as JSON between square ones."""
+    reasoning_field: Literal["reasoning_content", "reasoning", "both"] = "reasoning_content"
+    """The field of an answer, beside `content`, that tells what the model thought: OpenAI's API has
+    none. Most clients of Qwen read the first, some the second."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 

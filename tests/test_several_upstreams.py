@@ -427,6 +427,20 @@ def test_the_connections_of_old_settings_are_closed_when_nobody_uses_them(
     answer_of(http.post(at + CHAT, json=ask()))
 
 
+def test_a_reload_changes_how_answers_are_written(
+    gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
+) -> None:
+    both = upstreams("openai", "openai")
+    first.thinking = "hm"
+    gateway = Gateway(Settings(upstreams=both), authenticate=anonymous)
+    at = gateway_url(gateway)
+    for field in "reasoning_content", "reasoning":
+        gateway.reload(Settings(upstreams=both, reasoning_field=field))
+        answer = answer_of(http.post(at + CHAT, json=ask(enable_thinking=True)))
+        message = answer["choices"][0]["message"]
+        assert [name for name in message if name.startswith("reasoning")] == [field]
+
+
 def test_a_reload_counts_the_chats_that_are_under_way(
     gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
 ) -> None:

@@ -128,3 +128,32 @@ def test_none_is_none(client: OpenAI, qwen: SimulatedQwen) -> None:
     )
     assert answer.choices[0].message.content == "No tool."
     assert not answer.choices[0].message.tool_calls
+
+
+def test_the_older_functions_are_called_one_at_a_time(
+    client: OpenAI, qwen: SimulatedQwen, dialect: str
+) -> None:
+    qwen.tool_calls = qwen.tool_calls[:1]
+    function: Any = TOOLS[0]["function"]
+    create = client.chat.completions.create
+    [choice] = create(model=MODEL, messages=ASK, functions=[function]).choices
+    assert choice.finish_reason == "function_call"
+    call = choice.message.function_call
+    assert call is not None
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", ARGUMENTS[0])
+    name, arguments = "", ""
+    for chunk in create(model=MODEL, messages=ASK, functions=[function], stream=True):
+        piece = chunk.choices[0].delta.function_call if chunk.choices else None
+        if piece is not None:
+            name += piece.name or ""
+            arguments += piece.arguments or ""
+    assert (name, json.loads(arguments)) == ("get_weather", ARGUMENTS[0])
+    history: list[Any] = [
+        *ASK,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "function", "name": "get_weather", "content": "21 degrees"},
+    ]
+    if not dialect.startswith("qwen-web"):
+        qwen.tool_calls, qwen.reply = [], "It is warm."
+    last = create(model=MODEL, messages=history, functions=[function])
+    assert last.choices[0].message.content == "It is warm."

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails, to_json
 from typing_extensions import TypedDict
 
 from qwen_asgi import sse
+from qwen_asgi.apis.legacy_functions import call_piece, only_call, with_tool_turns, with_tools
 from qwen_asgi.chat import (
     Answer,
     ChatRequest,
@@ -31,6 +32,7 @@ from qwen_asgi.chat import (
     Event,
     Extra,
     Finish,
+    FinishReason,
     Message,
     Part,
     ReasoningDelta,
@@ -156,6 +158,13 @@ class _Body(TypedDict, total=False):
 
 _BODY = TypeAdapter(_Body)
 
+REASONING_FIELDS = {
+    "reasoning_content": ("reasoning_content",),
+    "reasoning": ("reasoning",),
+    "both": ("reasoning_content", "reasoning"),
+}
+"""Where clients read what the model thought, which OpenAI's API has no field for."""
+
 _READ_HERE = {
     "model",
     "messages",
@@ -180,10 +189,12 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 class OpenAIChat:
-    """The client API of OpenAI's Chat Completions."""
+    """The client API of OpenAI's Chat Completions. `reasoning` names the fields of an answer that
+    tell what the model thought."""
 
-    def __init__(self) -> None:
+    def __init__(self, reasoning: Sequence[str] = REASONING_FIELDS["reasoning_content"]) -> None:
         self._ids = IdSource()
+        self._reasoning = reasoning
 
     def read(self, body: bytes) -> ChatRequest:
         """Return the chat that a body asks for.
@@ -197,14 +208,20 @@ class OpenAIChat:
         except ValidationError as exc:
             raise _invalid(exc.errors(include_url=False)[0]) from None
         stream_options = fields.get("stream_options") or {}
+        messages = tuple([_message(m, i) for i, m in enumerate(fields["messages"])])
+        if any(m.extra and (m.role == "function" or "function_call" in m.extra) for m in messages):
+            messages = with_tool_turns(messages)
+        options = _options(fields)
+        has_functions = "functions" in options or "function_call" in options
         return ChatRequest(
             model=fields["model"],
-            messages=tuple([_message(m, i) for i, m in enumerate(fields["messages"])]),
+            messages=messages,
             stream=bool(fields.get("stream")),
             include_usage=bool(stream_options.get("include_usage")),
             temperature=fields.get("temperature"),
             max_tokens=fields.get("max_completion_tokens") or fields.get("max_tokens"),
-            options=_options(fields),
+            options=options,
+            calls_as_functions=has_functions and with_tools(options),
         )
 
     def answer(self, request: ChatRequest, answer: Answer) -> bytes:
@@ -214,14 +231,17 @@ class OpenAIChat:
             "object": "chat.completion",
             "created": int(time.time()),
             "model": request.model,
-            "choices": [_choice(index, one) for index, one in choices],
+            "choices": [
+                _choice(index, one, request.calls_as_functions, self._reasoning)
+                for index, one in choices
+            ],
         }
         if answer.usage is not None:
             document["usage"] = _usage(answer.usage)
         return to_json(document)
 
     def stream(self, request: ChatRequest) -> ChunkWriter:
-        return ChunkWriter(request, self._new_id(), int(time.time()))
+        return ChunkWriter(request, self._new_id(), int(time.time()), self._reasoning)
 
     def error(self, error: QwenASGIError) -> bytes:
         return _error(error)
@@ -230,15 +250,19 @@ class OpenAIChat:
         return f"chatcmpl-{self._ids.next()}"
 
 
-def _choice(index: int, answer: Answer) -> dict[str, Any]:
+def _choice(
+    index: int, answer: Answer, calls_as_functions: bool, reasoning: Sequence[str]
+) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": answer.text if answer.text or not answer.tool_calls else None,
         "refusal": None,
     }
     if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
+        message.update(dict.fromkeys(reasoning, answer.reasoning))
+    if answer.tool_calls and calls_as_functions:
+        message["function_call"] = only_call(answer.tool_calls)
+    elif answer.tool_calls:
         message["tool_calls"] = [
             {
                 "id": call.id,
@@ -257,8 +281,12 @@ def _choice(index: int, answer: Answer) -> dict[str, Any]:
         "index": index,
         "message": message,
         "logprobs": logprobs,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": _reason(answer.finish_reason, calls_as_functions),
     }
+
+
+def _reason(reason: FinishReason, calls_as_functions: bool) -> str:
+    return "function_call" if calls_as_functions and reason == "tool_calls" else reason
 
 
 class ChunkWriter:
@@ -270,22 +298,30 @@ class ChunkWriter:
     __slots__ = (
         "_after",
         "_before",
+        "_calls_as_functions",
         "_choices",
         "_finish",
         "_has_role",
         "_head",
         "_include_usage",
         "_index",
+        "_reasoning",
+        "_reasonings",
         "_text",
         "usage",
     )
 
-    def __init__(self, request: ChatRequest, id: str, created: int) -> None:
+    def __init__(
+        self, request: ChatRequest, id: str, created: int, reasoning: Sequence[str]
+    ) -> None:
         head = to_json(
             {"id": id, "object": "chat.completion.chunk", "created": created},
         ).removesuffix(b"}")
         self._head = b'data: %b,"model":%b,"choices":' % (head, to_json(request.model))
         self._include_usage = request.include_usage
+        self._calls_as_functions = request.calls_as_functions
+        self._reasoning = ",".join(f'"{name}":%b' for name in reasoning).encode()
+        self._reasonings = len(reasoning)
         # OpenAI: with `include_usage` every chunk has the field, null in all but the last.
         tail = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
         self._after = b'},"logprobs":null,"finish_reason":null}]' + tail
@@ -335,11 +371,15 @@ class ChunkWriter:
             case TextDelta():
                 return self._delta(b'"content":' + to_json(event.text))
             case ReasoningDelta():
-                return self._delta(b'"reasoning_content":' + to_json(event.text))
+                text = to_json(event.text)
+                return self._delta(self._reasoning % ((text,) * self._reasonings))
+            case ToolCallDelta() if self._calls_as_functions:
+                return self._delta(b'"function_call":' + to_json(call_piece(event)))
             case ToolCallDelta():
                 return self._delta(b'"tool_calls":' + to_json([_tool_call_piece(event)]))
             case Finish():
-                return self._head + self._finish % (self._index, to_json(event.reason))
+                reason = to_json(_reason(event.reason, self._calls_as_functions))
+                return self._head + self._finish % (self._index, reason)
             case Usage():
                 self.usage = event
                 return b""

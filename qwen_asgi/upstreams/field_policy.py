@@ -62,8 +62,8 @@ FIELDS: Mapping[str, Row] = {
     "enable_search": (IGNORED, TRANSLATED, FORWARDED, FORWARDED),
     "enable_thinking": (TRANSLATED, TRANSLATED, FORWARDED, TRANSLATED),
     "frequency_penalty": _native(IGNORED),
-    "function_call": _native(_CALLS),
-    "functions": _native(_TOOLS),
+    "function_call": (EMULATED, EMULATED, TRANSLATED, TRANSLATED),
+    "functions": (EMULATED, EMULATED, TRANSLATED, TRANSLATED),
     "logit_bias": _native(IGNORED),
     "logprobs": _native(
         Refused(bool, "it tells no probabilities; set it to false or leave it out")

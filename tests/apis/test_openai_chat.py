@@ -9,7 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_asgi.apis.openai_chat import MOST_MESSAGES, MOST_PARTS, OpenAIChat, _Body
+from qwen_asgi.apis.openai_chat import (
+    MOST_MESSAGES,
+    MOST_PARTS,
+    REASONING_FIELDS,
+    OpenAIChat,
+    _Body,
+)
 from qwen_asgi.chat import (
     Answer,
     ChatRequest,
@@ -290,7 +296,8 @@ def test_the_table_of_types_knows_each_field() -> None:
 def test_a_wrong_type_of_any_field_is_refused_by_its_name(name: str) -> None:
     for kind, value in VALUES.items():
         if kind in ACCEPTED[name].split():
-            read(**{name: value})
+            beside = {"functions": [{"name": "x"}]} if name == "function_call" else {}
+            read(**{name: value}, **beside)
             continue
         error = refused({name: value})
         assert error.param is not None
@@ -343,6 +350,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 3}, "presence_penalty"),
     ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"n": 0}, "n"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"functions": [{"name": "f"}], "tools": [{"type": "function"}]}, "functions"),
     ({"n": 129}, "n"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 2**31}, "max_tokens"),
@@ -597,6 +606,19 @@ def deltas(chunks: list[Any]) -> list[dict[str, Any]]:
 ROLE = {"role": "assistant", "content": "", "refusal": None}
 
 
+@pytest.mark.parametrize("fields", [*REASONING_FIELDS.values()])
+def test_thinking_is_told_in_the_fields_that_the_client_reads(fields: tuple[str, ...]) -> None:
+    api = OpenAIChat(fields)
+    events: list[Event] = [ReasoningDelta(AWKWARD), TextDelta("a"), Finish("stop")]
+    message = json.loads(api.answer(ask(), fold(events)))["choices"][0]["message"]
+    thought = {name for name in message if name.startswith("reasoning")}
+    assert thought == {*fields}
+    assert all(message[name] == AWKWARD for name in fields)
+    writer = api.stream(ask())
+    told = deltas(events_of(writer.write(events) + writer.finish()))
+    assert told == [ROLE, dict.fromkeys(fields, AWKWARD), {"content": "a"}, {}]
+
+
 def test_of_several_choices_each_has_its_own_role_pieces_and_finish() -> None:
     *chunks, last, done = streamed(
         ask(stream_options={"include_usage": True}),
@@ -625,14 +647,15 @@ def test_of_several_choices_each_has_its_own_role_pieces_and_finish() -> None:
 
 
 def test_several_choices_stand_in_one_answer() -> None:
-    whole = Fold()
-    for batch in (
+    batches: list[list[Event]] = [
         [Choice(1), TextDelta("b")],
         [Choice(0), TextDelta("a")],
         [Choice(1), TextDelta("c"), Finish("length")],
         [Choice(0), Finish("stop")],
         [USAGE],
-    ):
+    ]
+    whole = Fold()
+    for batch in batches:
         whole.add(batch)
     assert whole.size == 3
     document = json.loads(OpenAIChat().answer(ask(), whole.answer()))

@@ -82,8 +82,6 @@ PROBES: dict[str, Any] = {
 """A value of each field that asks for something."""
 
 HARMLESS: dict[str, Any] = {
-    "function_call": "auto",
-    "functions": [],
     "logprobs": False,
     "modalities": ["text"],
     "n": 1,
@@ -98,6 +96,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "thinking_budget": {"enable_thinking": True},
     "tool_choice": {"tools": TOOLS},
     "parallel_tool_calls": {"tools": TOOLS},
+    "function_call": {"functions": [{"name": "f"}]},
 }
 """What a field says something together with."""
 
@@ -233,6 +232,9 @@ def check_translated(
         case "stream_options":
             # The gateway itself tells usage, or leaves it out.
             assert request.include_usage
+        case "function_call" | "functions":
+            assert document != without
+            assert field not in document
         case "max_completion_tokens":
             assert document["max_tokens"] == 77
         case "stream":

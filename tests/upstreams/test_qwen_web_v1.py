@@ -351,8 +351,6 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 REFUSED: list[tuple[str, Any]] = [
     ("audio", {"voice": "x", "format": "wav"}),
     ("audio", {}),
-    ("function_call", {"name": "f"}),
-    ("functions", [{"name": "f"}]),
     ("logprobs", True),
     ("modalities", ["text", "audio"]),
     ("modalities", ["audio"]),

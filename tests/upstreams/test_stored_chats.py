@@ -127,7 +127,7 @@ def test_a_chat_that_cannot_be_made_is_the_request_s_error(
 def test_what_is_refused_makes_no_chat(
     gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
 ) -> None:
-    error_of(http.post(f"{gateway_url()}{CHAT}", json=ask(n=2)), 400)
+    error_of(http.post(f"{gateway_url()}{CHAT}", json=ask(logprobs=True)), 400)
     assert not qwen.requests
 
 
