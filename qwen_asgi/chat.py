@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, assert_never
 
+Certainty = Literal["exact", "partial", "estimated"]
 Role = Literal["system", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -59,6 +60,14 @@ class Notes:
     """Which of several upstreams was asked last; empty where there is but one."""
     attempts: int = 0
     """How often an upstream was asked."""
+    left: Usage | None = None
+    """What answers had cost that were left before their end, as far as their upstreams told."""
+
+    def leave(self, usage: Usage | None) -> None:
+        """Note what an answer had cost when it was left."""
+        if usage is not None:
+            usage = replace(usage, certainty="partial")
+            self.left = usage if self.left is None else self.left + usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,28 @@ class Usage:
     """Part of `completion_tokens`; None where the upstream does not say."""
     cached_tokens: int | None = None
     """Part of `prompt_tokens`; None where the upstream does not say."""
+    certainty: Certainty = "exact"
+    """`exact` is the upstream's own count of a whole answer, `partial` that of one which was left
+    before its end, `estimated` what the gateway makes of the text."""
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return that of both together, as certain as the less certain one."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            _sum(self.reasoning_tokens, other.reasoning_tokens),
+            _sum(self.cached_tokens, other.cached_tokens),
+            max(self.certainty, other.certainty, key=CERTAINTIES.index),
+        )
+
+
+CERTAINTIES: Sequence[Certainty] = ("exact", "estimated", "partial")
+"""The most certain first."""
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else other if one is None else one + other
 
 
 @dataclass(slots=True)

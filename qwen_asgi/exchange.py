@@ -26,6 +26,7 @@ class Exchange:
     end: str = "cancelled"
     """How it ended: `done`, `client_left`, `cancelled` by the host, or an error's code."""
     usage: Usage | None = None
+    """Of the whole answer; what was told of one that was left is in `notes`."""
     notes: Notes | None = None
     """Of several upstreams, which was asked last, and how often one was."""
     started: float = field(default_factory=time.monotonic)
@@ -47,8 +48,9 @@ class Exchange:
         logger.info("chat %s", self)
 
     def __str__(self) -> str:
-        first, usage = self.first_event, self.usage
-        notes = self.notes
+        first, notes = self.first_event, self.notes
+        usage = self.usage or (notes.left if notes else None)
+        certainty = f" usage={usage.certainty}" if usage and usage.certainty != "exact" else ""
         asked = (
             f" upstream={notes.upstream} attempts={notes.attempts}"
             if notes and notes.upstream
@@ -61,5 +63,6 @@ class Exchange:
             f"first={'-' if first is None else f'{first - self.started:.3f}s'} "
             f"total={until - self.started:.3f}s "
             f"prompt_tokens={'-' if usage is None else usage.prompt_tokens} "
-            f"completion_tokens={'-' if usage is None else usage.completion_tokens}{asked}"
+            f"completion_tokens={'-' if usage is None else usage.completion_tokens}"
+            f"{certainty}{asked}"
         )

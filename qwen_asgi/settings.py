@@ -61,6 +61,7 @@ ENVIRONMENT = {
     "QWEN_KEEP_CHATS": "keep_chats",
     "QWEN_TOOL_FORM": "tool_form",
     "QWEN_REASONING_FIELD": "reasoning_field",
+    "QWEN_ESTIMATE_USAGE": "estimate_usage",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
     "HTTP_PROXY": "http_proxy",
@@ -135,6 +136,8 @@ class Settings(BaseModel):
     reasoning_field: Literal["reasoning_content", "reasoning", "both"] = "reasoning_content"
     """The field of an answer, beside `content`, that tells what the model thought: OpenAI's API has
     none. Most clients of Qwen read the first, some the second."""
+    estimate_usage: bool = False
+    """Whether usage that an upstream does not tell is estimated, and marked as that."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 

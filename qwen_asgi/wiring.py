@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from qwen_asgi.catalog import Catalog
 from qwen_asgi.chat import Upstream
 from qwen_asgi.layers.choices import Choices
+from qwen_asgi.layers.estimated_usage import EstimatedUsage
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
+from qwen_asgi.layers.token_limit import TokenLimit
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.model_list import ModelList
 from qwen_asgi.routing import Guarded, Routing
@@ -146,7 +148,9 @@ def wire(
             transports.append(lane)
         upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
     lists = _lists(several, upstreams, before)
-    asked = {name: _asked(several[name], upstream) for name, upstream in upstreams.items()}
+    asked = {
+        name: _asked(several[name], settings, upstream) for name, upstream in upstreams.items()
+    }
     if not settings.upstreams:
         only = Choices(asked[ALONE])
         catalog = Catalog(lists, lambda model, names: only)
@@ -248,11 +252,12 @@ def _upstream(
             return HTTPUpstream(OpenAICompatible(url, key, headers=headers), transport, timeouts)
 
 
-def _asked(its: UpstreamSettings, upstream: Upstream) -> Upstream:
+def _asked(its: UpstreamSettings, settings: Settings, upstream: Upstream) -> Upstream:
     """Return the upstream with what its dialect lacks put around it."""
     if its.dialect in ("qwen-web-v1", "qwen-web-v2"):
-        return JSONAnswers(StopSequences(EmulatedTools(upstream, form=its.tool_form)))
-    return upstream
+        tools = EmulatedTools(TokenLimit(upstream), form=its.tool_form)
+        upstream = JSONAnswers(StopSequences(tools))
+    return EstimatedUsage(upstream) if settings.estimate_usage else upstream
 
 
 def _model_list(its: UpstreamSettings, upstream: Reached) -> ModelList:

@@ -54,6 +54,7 @@ def test_defaults_are_the_designs() -> None:
         "incremental": True,
         "keep_chats": False,
         "tool_form": "hermes",
+        "estimate_usage": False,
         "reasoning_field": "reasoning_content",
         "upstreams": {},
         "routes": {},
@@ -122,6 +123,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "incremental": ([True, False], ["maybe", None, 2]),
     "keep_chats": ([True, False], ["maybe", None, 2]),
     "tool_form": (["hermes", "coder", "brackets"], ["xml", "", None, 2]),
+    "estimate_usage": ([True, False], ["maybe", None, 2]),
     "reasoning_field": (["reasoning_content", "reasoning", "both"], ["thoughts", "", None, 2]),
     "headers": (
         [{}, {"X-A": "b"}, {"x-a": "b c\td"}],
@@ -349,6 +351,7 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_INCREMENTAL": ("incremental", "false", False),
     "QWEN_KEEP_CHATS": ("keep_chats", "true", True),
     "QWEN_TOOL_FORM": ("tool_form", "coder", "coder"),
+    "QWEN_ESTIMATE_USAGE": ("estimate_usage", "true", True),
     "QWEN_REASONING_FIELD": ("reasoning_field", "both", "both"),
     "QWEN_HEADERS": (
         "headers",

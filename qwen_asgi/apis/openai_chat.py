@@ -428,6 +428,9 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
+    if usage.certainty != "exact":
+        # Not OpenAI's: there all usage is counted.
+        document["certainty"] = usage.certainty
     if usage.reasoning_tokens is not None:
         document["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     if usage.cached_tokens is not None:

@@ -15,5 +15,8 @@ outside to inside:
                 JSONAnswers      at a web chat, which knows none of these, also where it is the
                   StopSequences  only upstream
                     EmulatedTools
-                      the upstream itself
+                      TokenLimit
+                        the upstream itself
+
+`EstimatedUsage`, where it is asked for, stands around what an upstream gives in the end.
 """

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 from qwen_asgi.chat import Batches, ChatRequest, Choice, Event, Upstream, Usage
 from qwen_asgi.errors import InvalidRequest
@@ -84,15 +86,17 @@ class _Answers:
                 left -= 1
             else:
                 yield said
-        usage = _sum(self._usages)
-        if usage is not None and len(self._usages) == self._number:
-            yield [usage]
+        usages, self._usages = self._usages, []
+        if len(usages) == self._number:
+            yield [reduce(add, usages)]
 
     async def aclose(self) -> None:
         """End the calls that still go on."""
         for call in self._calls:
             call.cancel()
         await asyncio.wait(self._calls)
+        for usage in self._usages:
+            self._request.notes.leave(usage)
 
     async def _ask(self, index: int) -> None:
         try:
@@ -116,20 +120,3 @@ class _Answers:
         if self._said.full():
             self._is_time.set()
         await self._said.put(said)
-
-
-def _sum(usages: Sequence[Usage]) -> Usage | None:
-    if not usages:
-        return None
-    return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        total_tokens=sum(usage.total_tokens for usage in usages),
-        reasoning_tokens=_sum_of_known([usage.reasoning_tokens for usage in usages]),
-        cached_tokens=_sum_of_known([usage.cached_tokens for usage in usages]),
-    )
-
-
-def _sum_of_known(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from qwen_asgi.chat import ChatRequest, Event, ModelInfo
+from qwen_asgi.chat import ChatRequest, Event, ModelInfo, Usage
 from qwen_asgi.errors import UpstreamError
 from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 
@@ -25,6 +25,10 @@ class Decoder(Protocol):
     @property
     def ending(self) -> bool:
         """Whether the answer is whole although the stream goes on; only a footer may follow."""
+
+    @property
+    def counted(self) -> Usage | None:
+        """What the upstream has counted so far."""
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that `data` completes. Raises UpstreamError."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from qwen_asgi import sse
-from qwen_asgi.chat import Event, ReasoningDelta, TextDelta
+from qwen_asgi.chat import Event, ReasoningDelta, TextDelta, Usage
 from qwen_asgi.errors import (
     UpstreamEmptyAnswer,
     UpstreamError,
@@ -106,6 +106,11 @@ class AnswerDecoder(ABC):
     @abstractmethod
     def _give_up_held(self) -> None:
         """Give out what was held back for a reading that no longer comes."""
+
+    @property
+    def counted(self) -> Usage | None:
+        self._count_last()
+        return self._usage.total()
 
     # From bytes to documents.
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from qwen_asgi.chat import Batches, ChatRequest, Event, ModelInfo
+from qwen_asgi.chat import Batches, ChatRequest, Event, ModelInfo, Usage
 from qwen_asgi.errors import (
     UpstreamError,
     UpstreamFirstTimeout,
@@ -142,6 +142,8 @@ class Call:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            if not self._answer.is_whole:
+                self._request.notes.leave(self._answer.counted)
             if exc_type is None:
                 await self._answer.release()
         finally:
@@ -255,6 +257,11 @@ class _Answer:
     def is_whole(self) -> bool:
         """Whether its end was seen."""
         return self._decoder.complete
+
+    @property
+    def counted(self) -> Usage | None:
+        """What was counted so far."""
+        return self._decoder.counted
 
     def __aiter__(self) -> _Answer:
         return self

@@ -177,15 +177,15 @@ class QwenWebV2:
 
 
 def _ignored(request: ChatRequest) -> tuple[str, ...]:
-    """Return the names of the fields that have no effect here (W2-34)."""
+    """Return the names of the fields that have no effect here (W2-34); the limit on tokens has one
+    by the layer around it."""
     names = ignored(
         request.options,
         request.messages,
         known_fields(POLICY, request.options),
         POLICY.known_in_messages,
     )
-    read = {"temperature": request.temperature, "max_tokens": request.max_tokens}
-    return (*(name for name, value in read.items() if value is not None), *names)
+    return names if request.temperature is None else ("temperature", *names)
 
 
 def _turn(request: ChatRequest) -> dict[str, Any]:

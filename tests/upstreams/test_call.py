@@ -379,6 +379,7 @@ class Lines:
 class LineDecoder:
     complete = False
     ending = False
+    counted = None
 
     def feed(self, data: bytes) -> list[Event]:
         return [TextDelta(line) for line in data.decode().splitlines()]

@@ -17,6 +17,7 @@ from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.layers.choices import Choices
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
+from qwen_asgi.layers.token_limit import TokenLimit
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.upstreams._fields import Refused
 from qwen_asgi.upstreams.field_policy import (
@@ -194,7 +195,8 @@ def emulated(request: ChatRequest) -> ChatRequest:
     noted = Noted()
 
     async def ask_once() -> None:
-        async with Choices(JSONAnswers(StopSequences(EmulatedTools(noted))))(request):
+        layers = StopSequences(EmulatedTools(TokenLimit(noted)))
+        async with Choices(JSONAnswers(layers))(request):
             pass
 
     asyncio.run(ask_once())
@@ -205,9 +207,9 @@ def emulated(request: ChatRequest) -> ChatRequest:
 def check_emulated(dialect: str, field: str, request: ChatRequest, without: ChatRequest) -> None:
     plain = emulated(request)
     assert field not in plain.options
-    # The others are asked for in words; stop sequences of nobody, and choices by asking again.
+    # The others are asked for in words; what bounds an answer of nobody, choices by asking again.
     is_asked_for = sent(dialect, plain) != sent(dialect, emulated(without))
-    assert is_asked_for is (field not in ("stop", "n"))
+    assert is_asked_for is (field not in ("stop", "n", "max_tokens", "max_completion_tokens"))
     assert plain.notes.ignored == ()
 
 

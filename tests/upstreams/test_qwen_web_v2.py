@@ -195,7 +195,7 @@ def test_a_budget_alone_asks_for_no_thinking() -> None:
 def test_what_has_no_effect_is_named() -> None:
     request = ask(temperature=0.5, max_tokens=9, stop="x", seed=1, store=True)
     DIALECT.encode_opening(request)
-    assert request.notes.ignored == ("temperature", "max_tokens", "seed", "stop", "store")
+    assert request.notes.ignored == ("temperature", "seed", "stop", "store")
 
 
 TOOL = {"role": "tool", "content": "4", "tool_call_id": "c"}
