@@ -50,6 +50,31 @@ class Message:
         return "\n".join(part.text for part in self.content if part.kind == "text")
 
 
+class Rest:
+    """What an upstream goes on to say when its client has left, and somebody reads on."""
+
+    __slots__ = ("_heard_by", "end", "usage")
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.end = ""
+        """How that ended: `done`; `seconds` or `tokens` at a bound; `shutdown`; or an error's code.
+        Empty while it goes on."""
+        self._heard_by: list[Callable[[], None]] = []
+
+    def when_over(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once it has ended."""
+        if self.end:
+            tell()
+        else:
+            self._heard_by.append(tell)
+
+    def over(self, end: str) -> None:
+        self.end = end
+        for tell in self._heard_by:
+            tell()
+
+
 @dataclass(slots=True)
 class Notes:
     """What was found out on the way down and belongs into the answer's headers."""
@@ -62,6 +87,9 @@ class Notes:
     """How often an upstream was asked."""
     left: Usage | None = None
     """What answers had cost that were left before their end, as far as their upstreams told."""
+
+    rest: Rest | None = None
+    """What goes on although the client has left."""
 
     def leave(self, usage: Usage | None) -> None:
         """Note what an answer had cost when it was left."""

@@ -42,14 +42,25 @@ class Exchange:
         self.end = error.code or error.type
 
     def log(self) -> None:
-        """Write the one line of this chat, which has ended."""
+        """Write the one line of this chat, which has ended; of one that is read on without its
+        client, when that has ended too."""
         self.ended = time.monotonic()
+        rest = self.notes.rest if self.notes else None
+        if rest is None:
+            self._log()
+        else:
+            rest.when_over(self._log)
+
+    def _log(self) -> None:
         # It becomes text when the line is made, if one is made of it.
         logger.info("chat %s", self)
 
     def __str__(self) -> str:
         first, notes = self.first_event, self.notes
-        usage = self.usage or (notes.left if notes else None)
+        rest = notes.rest if notes else None
+        known = (self.usage, rest.usage if rest else None, notes.left if notes else None)
+        usage = next(filter(None, known), None)
+        read_on = f" read_on={rest.end}" if rest else ""
         certainty = f" usage={usage.certainty}" if usage and usage.certainty != "exact" else ""
         asked = (
             f" upstream={notes.upstream} attempts={notes.attempts}"
@@ -64,5 +75,5 @@ class Exchange:
             f"total={until - self.started:.3f}s "
             f"prompt_tokens={'-' if usage is None else usage.prompt_tokens} "
             f"completion_tokens={'-' if usage is None else usage.completion_tokens}"
-            f"{certainty}{asked}"
+            f"{certainty}{read_on}{asked}"
         )

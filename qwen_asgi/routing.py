@@ -8,6 +8,7 @@ from qwen_asgi.catalog import ABILITIES, Route
 from qwen_asgi.chat import Upstream
 from qwen_asgi.layers.breaker import Breaker, Health
 from qwen_asgi.layers.choices import Choices
+from qwen_asgi.layers.drain import Draining, Drains
 from qwen_asgi.layers.fallback import Candidate, Fallback
 from qwen_asgi.layers.limit import Limit, Turns
 from qwen_asgi.layers.named import Named
@@ -65,11 +66,27 @@ class Guarded:
         return breaker.ahead_of(limit) if breaker else limit
 
 
+def as_asked(
+    upstream: Upstream, settings: Settings, route: RouteSettings, drains: Drains
+) -> Upstream:
+    """Return the upstream with what stands around all that is asked for a model."""
+    choices = Choices(upstream)
+    if (route.on_disconnect or settings.on_disconnect) == "cancel":
+        return choices
+    return Draining(
+        choices,
+        drains,
+        seconds=route.drain_seconds or settings.drain_seconds,
+        tokens=route.drain_tokens or settings.drain_tokens,
+    )
+
+
 class Routing:
     """Makes what answers for a model out of several upstreams."""
 
-    def __init__(self, settings: Settings, guarded: Mapping[str, Guarded]) -> None:
+    def __init__(self, settings: Settings, guarded: Mapping[str, Guarded], drains: Drains) -> None:
         self._settings = settings
+        self._drains = drains
         self._guarded = guarded
 
     def routes(self) -> dict[str, Route]:
@@ -95,7 +112,7 @@ class Routing:
             on=route.fallback_on,
             total=self._settings.total_timeout,
         )
-        return Choices(fallback)
+        return as_asked(fallback, self._settings, route, self._drains)
 
     def _candidate(self, model: str, step: Step, route: RouteSettings) -> Candidate:
         guarded = self._guarded[step.upstream]

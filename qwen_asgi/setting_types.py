@@ -91,6 +91,12 @@ Headers = Annotated[Mapping[str, SecretStr], AfterValidator(_plain_headers)]
 Connections = Annotated[int, Field(ge=1, le=100_000)]
 
 
+OnDisconnect = Literal["cancel", "drain"]
+DrainTokens = Annotated[
+    Annotated[int, Field(ge=1, le=2**31 - 1)] | None, BeforeValidator(_number_or_none)
+]
+
+
 def revealed(secret: SecretStr | None) -> str | None:
     """Return a secret's text, for the one place that it is sent to."""
     return None if secret is None else secret.get_secret_value()

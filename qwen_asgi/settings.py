@@ -33,10 +33,12 @@ from qwen_asgi.setting_types import (
     Address,
     Connections,
     DialectName,
+    DrainTokens,
     Headers,
     Key,
     ModelName,
     Models,
+    OnDisconnect,
     Seconds,
     SecondsOrNone,
     ToolForm,
@@ -62,6 +64,9 @@ ENVIRONMENT = {
     "QWEN_TOOL_FORM": "tool_form",
     "QWEN_REASONING_FIELD": "reasoning_field",
     "QWEN_ESTIMATE_USAGE": "estimate_usage",
+    "QWEN_ON_DISCONNECT": "on_disconnect",
+    "QWEN_DRAIN_SECONDS": "drain_seconds",
+    "QWEN_DRAIN_TOKENS": "drain_tokens",
     "QWEN_HEADERS": "headers",
     "QWEN_CLIENT_KEYS": "client_keys",
     "HTTP_PROXY": "http_proxy",
@@ -138,6 +143,13 @@ class Settings(BaseModel):
     none. Most clients of Qwen read the first, some the second."""
     estimate_usage: bool = False
     """Whether usage that an upstream does not tell is estimated, and marked as that."""
+    on_disconnect: OnDisconnect = "cancel"
+    """What becomes of an answer whose client leaves: `cancel` ends the call at once, `drain` reads
+    it on, so that the log has its usage."""
+    drain_seconds: Seconds = 60.0
+    """Longest time that an answer is read on."""
+    drain_tokens: DrainTokens = None
+    """Most tokens that are read on, by an estimate of the text; None for any number."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 

@@ -17,10 +17,12 @@ from qwen_asgi.setting_types import (
     Address,
     Connections,
     DialectName,
+    DrainTokens,
     Headers,
     Key,
     ModelName,
     Models,
+    OnDisconnect,
     Seconds,
     SecondsOrNone,
     ToolForm,
@@ -141,6 +143,10 @@ class RouteSettings(BaseModel):
     """Fields of a request that are set where the client sets none."""
     forced: Mapping[str, Any] = Field(default_factory=dict)
     """Fields of a request that are set whatever the client says."""
+    on_disconnect: OnDisconnect | None = None
+    drain_seconds: Seconds | None = None
+    drain_tokens: DrainTokens = None
+    """See `Settings.on_disconnect`; what is not set here is as in the gateway's own."""
     context: Annotated[int, Field(ge=1)] | None = None
     thinking: bool | None = None
     tools: bool | None = None

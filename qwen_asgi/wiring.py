@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from qwen_asgi.catalog import Catalog
 from qwen_asgi.chat import Upstream
-from qwen_asgi.layers.choices import Choices
+from qwen_asgi.layers.drain import Drains
 from qwen_asgi.layers.estimated_usage import EstimatedUsage
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
 from qwen_asgi.layers.token_limit import TokenLimit
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.model_list import ModelList
-from qwen_asgi.routing import Guarded, Routing
+from qwen_asgi.routing import Guarded, Routing, as_asked
 from qwen_asgi.setting_types import revealed
 from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
 from qwen_asgi.transports.lanes import lane_to
-from qwen_asgi.upstream_settings import UpstreamSettings
+from qwen_asgi.upstream_settings import RouteSettings, UpstreamSettings
 from qwen_asgi.upstreams.call import CLOSING_SECONDS, HTTPUpstream, Reached, Timeouts
 from qwen_asgi.upstreams.model_studio import ModelStudio
 from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
@@ -55,6 +55,7 @@ class Wired:
         transports: Sequence[Transport],
         lists: Mapping[str, ModelList],
         guarded: Mapping[str, Guarded],
+        drains: Drains,
     ) -> None:
         """`transports` are those that are to be closed with it."""
         self.settings = settings
@@ -66,6 +67,7 @@ class Wired:
         """What each of `upstreams` told of its models."""
         self.guarded = guarded
         """Each of several upstreams with its layers; empty where there is but one."""
+        self._drains = drains
         self._transports = transports
         self._chats = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -103,6 +105,7 @@ class Wired:
 
         What upstreams still have to do has that many seconds.
         """
+        await self._drains.aclose(within)
         for upstream in self.upstreams.values():
             await upstream.aclose(within)
         for transport in self._transports:
@@ -151,14 +154,15 @@ def wire(
     asked = {
         name: _asked(several[name], settings, upstream) for name, upstream in upstreams.items()
     }
+    drains = Drains()
     if not settings.upstreams:
-        only = Choices(asked[ALONE])
+        only = as_asked(asked[ALONE], settings, RouteSettings(), drains)
         catalog = Catalog(lists, lambda model, names: only)
-        return Wired(settings, several, catalog, upstreams, transports, lists, {})
+        return Wired(settings, several, catalog, upstreams, transports, lists, {}, drains)
     guarded = _guarded(several, asked, before)
-    routing = Routing(settings, guarded)
+    routing = Routing(settings, guarded, drains)
     catalog = Catalog(lists, routing.serve, routing.routes())
-    return Wired(settings, several, catalog, upstreams, transports, lists, guarded)
+    return Wired(settings, several, catalog, upstreams, transports, lists, guarded, drains)
 
 
 def _lists(

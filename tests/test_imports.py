@@ -110,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.chat",
         "qwen_asgi.layers.breaker",
         "qwen_asgi.layers.choices",
+        "qwen_asgi.layers.drain",
         "qwen_asgi.layers.fallback",
         "qwen_asgi.layers.limit",
         "qwen_asgi.layers.named",

@@ -5,6 +5,7 @@ a layer's to mend: nothing has gone out to the client yet. What goes wrong after
 the answer, and no layer asks again. Around each of several upstreams they stand in this order, from
 outside to inside:
 
+    Draining           reads an answer on whose client has left, where that is set
     Choices            asks once for each of the answers that a request wants
     Fallback           chooses among the upstreams of a model, and goes on to the next
       Retry            asks the same one again
