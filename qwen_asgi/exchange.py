@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 from qwen_asgi.chat import Notes, Usage
 from qwen_asgi.errors import QwenASGIError
@@ -59,7 +61,7 @@ class Exchange:
         first, notes = self.first_event, self.notes
         rest = notes.rest if notes else None
         known = (self.usage, rest.usage if rest else None, notes.left if notes else None)
-        usage = next(filter(None, known), None)
+        usage = reduce(add, filter(None, known)) if any(known) else None
         read_on = f" read_on={rest.end}" if rest else ""
         certainty = f" usage={usage.certainty}" if usage and usage.certainty != "exact" else ""
         asked = (

@@ -63,6 +63,7 @@ ENVIRONMENT = {
     "QWEN_KEEP_CHATS": "keep_chats",
     "QWEN_TOOL_FORM": "tool_form",
     "QWEN_REASONING_FIELD": "reasoning_field",
+    "QWEN_JSON_REPAIR": "json_repair",
     "QWEN_ESTIMATE_USAGE": "estimate_usage",
     "QWEN_ON_DISCONNECT": "on_disconnect",
     "QWEN_DRAIN_SECONDS": "drain_seconds",
@@ -138,6 +139,9 @@ class Settings(BaseModel):
     tool_form: ToolForm = "hermes"
     """How the model of a web chat, which has no tools, is asked to write a call: `hermes`, as JSON
     between tags, `coder`, in the tags of Qwen3-Coder, `brackets`, as JSON between square ones."""
+    json_repair: bool = False
+    """Whether a web chat's answer that is not the JSON which was asked for is sent back once to be
+    put right, if nothing of it went out: that is a further call."""
     reasoning_field: Literal["reasoning_content", "reasoning", "both"] = "reasoning_content"
     """The field of an answer, beside `content`, that tells what the model thought: OpenAI's API has
     none. Most clients of Qwen read the first, some the second."""

@@ -61,6 +61,8 @@ class UpstreamSettings(BaseModel):
     """See `Settings.keep_chats`."""
     tool_form: ToolForm = "hermes"
     """See `Settings.tool_form`."""
+    json_repair: bool = False
+    """See `Settings.json_repair`."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers, that replace or extend the dialect's own."""
 

@@ -211,6 +211,7 @@ def _the_one(settings: Settings) -> UpstreamSettings:
         incremental=settings.incremental,
         keep_chats=settings.keep_chats,
         tool_form=settings.tool_form,
+        json_repair=settings.json_repair,
         headers=settings.headers,
         total_timeout=settings.total_timeout,
     )
@@ -260,7 +261,7 @@ def _asked(its: UpstreamSettings, settings: Settings, upstream: Upstream) -> Ups
     """Return the upstream with what its dialect lacks put around it."""
     if its.dialect in ("qwen-web-v1", "qwen-web-v2"):
         tools = EmulatedTools(TokenLimit(upstream), form=its.tool_form)
-        upstream = JSONAnswers(StopSequences(tools))
+        upstream = JSONAnswers(StopSequences(tools), repairs=its.json_repair)
     return EstimatedUsage(upstream) if settings.estimate_usage else upstream
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import openai
 import pytest
@@ -59,3 +61,27 @@ def test_what_does_not_follow_the_schema_is_an_error(
     with pytest.raises(openai.InternalServerError, match=r"\$.people") as caught:
         client.chat.completions.parse(model=MODEL, messages=ASK, response_format=City)
     assert caught.value.code == "upstream_invalid_json"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_that_is_set_a_wrong_answer_is_sent_back_once(
+    gateway_url: GatewayURL, qwen: SimulatedQwen, dialect: str, stream: bool
+) -> None:
+    if not dialect.startswith("qwen-web"):
+        pytest.skip("the server does that")
+
+    def reply(body: Mapping[str, Any]) -> str:
+        is_sent_back = "put right" in json.dumps(body["messages"])
+        return '{"name": "Paris", "people": 2100000}' if is_sent_back else "Paris, 2.1 million"
+
+    qwen.reply = reply
+    url = gateway_url(json_repair=True)
+    with OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        if stream:
+            ask = client.chat.completions.stream
+            with ask(model=MODEL, messages=ASK, response_format=City) as answer:
+                final = answer.get_final_completion()
+        else:
+            final = client.chat.completions.parse(model=MODEL, messages=ASK, response_format=City)
+    assert final.choices[0].message.parsed == City(name="Paris", people=2_100_000)
+    assert sum(request.is_chat for request in qwen.requests) == 2

@@ -9,10 +9,13 @@ hold up everybody else; no address in a schema is ever fetched.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import reduce
 from importlib.util import find_spec
+from operator import add
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -23,12 +26,16 @@ from qwen_asgi.chat import (
     Event,
     Finish,
     Message,
+    ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     Upstream,
+    Usage,
 )
 from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse
 from qwen_asgi.tool_text.json_object import NotJSON, ObjectText
+
+logger = logging.getLogger(__name__)
 
 LONGEST_SCHEMA = 64 * 1024
 """Bytes."""
@@ -38,6 +45,9 @@ LONGEST_PREFACE = 4_096
 
 LONGEST_ANSWER = 8 * 1024 * 1024
 """Characters of the object."""
+
+LONGEST_SENT_BACK = 32 * 1024
+"""Characters of an answer that is sent back to be put right."""
 
 MOST_STEPS = 100_000
 """Keywords of a schema that are applied to one answer: some tenths of a second. A few references
@@ -52,10 +62,15 @@ Check = Callable[[Any], str]
 
 
 class JSONAnswers:
-    """An `Upstream` that answers with the JSON that `response_format` asks for."""
+    """An `Upstream` that answers with the JSON that `response_format` asks for.
 
-    def __init__(self, upstream: Upstream) -> None:
+    With `repairs` an answer that is something else is sent back once, to be put right, if none of
+    it went out to the client.
+    """
+
+    def __init__(self, upstream: Upstream, *, repairs: bool = False) -> None:
         self._upstream = upstream
+        self._repairs = repairs
 
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
         wish = request.options.get("response_format")
@@ -70,8 +85,53 @@ class JSONAnswers:
         options = {k: v for k, v in request.options.items() if k != "response_format"}
         messages = _asking(request.messages, schema)
         plain = replace(request, options=options, messages=messages)
-        async with self._upstream(plain) as batches:
-            yield _read(batches, JSONText(check))
+        async with AsyncExitStack() as stack:
+            batches = await stack.enter_async_context(self._upstream(plain))
+            text = JSONText(check)
+            answer = _read(batches, text)
+            yield self._repaired(stack, plain, answer, text) if self._repairs else answer
+
+    async def _repaired(
+        self, stack: AsyncExitStack, request: ChatRequest, answer: Batches, text: JSONText
+    ) -> Batches:
+        """Yield the answer, or that of a second call in its place; `stack` holds the first."""
+        held: list[Sequence[Event]] = []
+        is_out = False
+        try:
+            async for batch in answer:
+                is_out = is_out or (request.stream and any(map(_is_content, batch)))
+                # Thinking goes out as it comes; an answer that is given whole can wait.
+                if is_out or (request.stream and any(type(e) is ReasoningDelta for e in batch)):
+                    yield batch
+                else:
+                    held.append(batch)
+        except UpstreamInvalidResponse as error:
+            if is_out or error.code != CODE:
+                raise
+            problem = error.message
+        else:
+            for batch in held:
+                yield batch
+            return
+        logger.info("an answer is sent back to be put right: %s", problem)
+        spent = [event for batch in held for event in batch if type(event) is Usage]
+        await stack.aclose()
+        again = replace(request, messages=(*request.messages, *_sent_back(text.said, problem)))
+        batches = await stack.enter_async_context(self._upstream(again))
+        async for batch in _read(batches, JSONText(text.check)):
+            yield [reduce(add, spent, e) if type(e) is Usage else e for e in batch]
+
+
+def _is_content(event: Event) -> bool:
+    return type(event) is TextDelta or type(event) is ToolCallDelta
+
+
+def _sent_back(said: str, problem: str) -> tuple[Message, Message]:
+    """Return the turns that ask for a better answer."""
+    if len(said) > LONGEST_SENT_BACK:
+        said = f"{said[:LONGEST_SENT_BACK]}…"
+    wish = f"{problem}. Answer again with the one JSON object, put right, and with nothing else."
+    return Message("assistant", said), Message("user", wish)
 
 
 def _schema(wish: Any) -> Mapping[str, Any] | None:
@@ -181,15 +241,25 @@ class JSONText:
     """The one object in an answer's text, piece by piece."""
 
     def __init__(self, check: Check | None) -> None:
-        self._check = check
+        self.check = check
+        self._heard: list[str] = []
+        self._heard_size = 0
         self._object = ObjectText()
         self._preface = 0
         self._begun = False
         self._given: list[str] = []
         self._size = 0
 
+    @property
+    def said(self) -> str:
+        """The beginning of the text, as the model wrote it."""
+        return "".join(self._heard)
+
     def feed(self, text: str) -> str:
         """Return what of the object is certain. Raises UpstreamInvalidResponse."""
+        if self._heard_size <= LONGEST_SENT_BACK:
+            self._heard.append(text)
+            self._heard_size += len(text)
         if not self._begun:
             start = text.find("{")
             self._preface += len(text) if start < 0 else start
@@ -217,7 +287,7 @@ class JSONText:
         except ValueError:
             # Half a character, or deeper than is read.
             raise _not_json("it cannot be read") from None
-        problem = "" if self._check is None else self._check(value)
+        problem = "" if self.check is None else self.check(value)
         if problem:
             raise _not_json(problem)
 

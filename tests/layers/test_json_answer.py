@@ -6,10 +6,25 @@ from typing import Any
 
 import pytest
 
-from qwen_asgi.chat import Event, Finish, Message, TextDelta, ToolCallDelta, Usage, fold
-from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse
+from qwen_asgi.chat import (
+    Event,
+    Finish,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    fold,
+)
+from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse, UpstreamTruncated
 from qwen_asgi.layers import json_answer
-from qwen_asgi.layers.json_answer import LONGEST_PREFACE, LONGEST_SCHEMA, JSONAnswers, make_check
+from qwen_asgi.layers.json_answer import (
+    LONGEST_PREFACE,
+    LONGEST_SCHEMA,
+    LONGEST_SENT_BACK,
+    JSONAnswers,
+    make_check,
+)
 from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +133,63 @@ async def test_an_answer_that_is_not_what_was_asked_for_is_an_error(name: str) -
     assert caught.value.code == "upstream_invalid_json"
     assert message in str(caught.value)
     assert not any(isinstance(event, Finish) for event in seen)
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_one_that_is_not_streamed_is_sent_back_once_where_that_is_allowed(name: str) -> None:
+    text, message = WRONG[name]
+    upstream = Scripted([ReasoningDelta("hm"), *says(text)], says('{"name": "a"}'))
+    request = replace(CHAT, stream=False, options={"response_format": wish(SCHEMA)})
+    whole = fold(await answer(JSONAnswers(upstream, repairs=True), request))
+    assert (whole.text, whole.reasoning, whole.finish_reason) == ('{"name": "a"}', "", "stop")
+    # One that is given up is left before its usage is told.
+    assert whole.usage in (Usage(2, 4, 6), Usage(1, 2, 3))
+    first, second = upstream.asked
+    assert second.messages[:-2] == first.messages
+    said, asked = second.messages[-2:]
+    assert said.role == "assistant"
+    assert text.startswith(said.text.removesuffix("…"))
+    assert asked.role == "user"
+    assert message in asked.text
+    assert upstream.open == 0
+
+
+async def test_a_second_one_that_is_wrong_too_is_the_error() -> None:
+    upstream = Scripted(says("{}"))
+    request = replace(CHAT, stream=False, options={"response_format": wish(SCHEMA)})
+    with pytest.raises(UpstreamInvalidResponse, match="'name' is a required property"):
+        await answer(JSONAnswers(upstream, repairs=True), request)
+    assert len(upstream.asked) == 2
+
+
+async def test_of_a_stream_only_what_did_not_go_out_is_asked_again() -> None:
+    right = says('{"name": "a"}')
+    nothing = Scripted([ReasoningDelta("hm"), *says("I would rather not.")], right)
+    request = replace(CHAT, options={"response_format": wish(SCHEMA)})
+    whole = fold(await answer(JSONAnswers(nothing, repairs=True), request))
+    assert (whole.reasoning, whole.text) == ("hm", '{"name": "a"}')
+    partly = Scripted(says("{}"), right)
+    with pytest.raises(UpstreamInvalidResponse):
+        await answer(JSONAnswers(partly, repairs=True), request)
+    assert len(partly.asked) == 1
+
+
+async def test_what_is_right_is_as_ever_and_so_is_another_error() -> None:
+    request = replace(CHAT, stream=False, options={"response_format": wish(SCHEMA)})
+    upstream = Scripted(says('{"name": "a"}'))
+    assert fold(await answer(JSONAnswers(upstream, repairs=True), request)).text == '{"name": "a"}'
+    cut = Scripted([TextDelta('{"na'), UpstreamTruncated("cut")])
+    with pytest.raises(UpstreamTruncated):
+        await answer(JSONAnswers(cut, repairs=True), request)
+    assert (len(upstream.asked), len(cut.asked)) == (1, 1)
+
+
+async def test_a_long_answer_is_sent_back_in_part() -> None:
+    upstream = Scripted(says('{"name": 5, "x": "' + "y" * 2 * LONGEST_SENT_BACK + '"}'))
+    request = replace(CHAT, stream=False, options={"response_format": wish(SCHEMA)})
+    with pytest.raises(UpstreamInvalidResponse):
+        await answer(JSONAnswers(upstream, repairs=True), request)
+    assert len(upstream.asked[1].messages[-2].text) == LONGEST_SENT_BACK + 1
 
 
 async def test_an_answer_that_was_too_long_ends_as_one() -> None:
