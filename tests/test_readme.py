@@ -20,7 +20,7 @@ from qwen_asgi.settings import ENVIRONMENT
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen
 from qwen_asgi.upstream_settings import RouteSettings, UpstreamSettings
 from qwen_asgi.upstreams import qwen_web_v1
-from tests import fields
+from tests import conformance, fields
 from tests.conftest import CHAT, UPSTREAM_KEY, answer_of, ask, error_of, eventually, streamed
 from tests.programs import QWEN_ASGI, ROOT, Program, parse_curl, run, running
 
@@ -239,6 +239,11 @@ def test_the_table_of_fields_is_the_one_in_code() -> None:
 
 
 # Figures and names in the text.
+
+
+def test_the_table_of_what_works_is_what_comes_out() -> None:
+    """Each of its lines is asked for with the official client, over each dialect."""
+    assert f"\n{conformance.table()}\n" in README
 
 
 def test_the_figures_are_those_of_the_code() -> None:
