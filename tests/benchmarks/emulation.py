@@ -1,7 +1,7 @@
-"""What the layers of a web chat add to a chunk: `python -m tests.benchmarks.emulation`.
+"""What the layers around an upstream add to a chunk: `python -m tests.benchmarks.emulation`.
 
-One answer of many one-word batches is read without a layer, through all three of them with nothing
-to emulate, and through each with something to do, in turns in one process; the least of the turns
+One answer of many one-word batches is read without a layer, through all of them with nothing to
+emulate, and through each with something to do, in turns in one process; the least of the turns
 counts. What a network and a server add is in `python -m tests.benchmarks`.
 """
 
@@ -15,8 +15,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from qwen_asgi.chat import Batches, ChatRequest, Event, Finish, Message, TextDelta, Upstream
+from qwen_asgi.layers.choices import Choices
+from qwen_asgi.layers.drain import Draining, Drains
+from qwen_asgi.layers.estimated_usage import EstimatedUsage
 from qwen_asgi.layers.json_answer import JSONAnswers
 from qwen_asgi.layers.stop import StopSequences
+from qwen_asgi.layers.token_limit import TokenLimit
 from qwen_asgi.layers.tools import EmulatedTools
 
 WORDS = ("Hello", " world", ", this", " is", " an", " answer", ".\n", " It", " goes", " on")
@@ -30,7 +34,22 @@ CASES: Mapping[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "a tool called, arguments streamed": ({"tools": [TOOL]}, CALL),
     "stop sequences": ({"stop": ["\n\n", "END"]}, ("", "")),
     "a JSON object": ({"response_format": {"type": "json_object"}}, OBJECT),
+    "a limit on tokens": ({"max_tokens": 1_000_000}, ("", "")),
+    "two choices": ({"n": 2}, ("", "")),
+    "usage estimated": ({}, ("", "")),
+    "read on when the client leaves": ({}, ("", "")),
 }
+
+
+def layered(name: str, plain: Upstream) -> Upstream:
+    """Return an upstream in the layers of one case."""
+    emulated = JSONAnswers(StopSequences(EmulatedTools(TokenLimit(plain))))
+    match name:
+        case "usage estimated":
+            return Choices(EstimatedUsage(emulated))
+        case "read on when the client leaves":
+            return Draining(Choices(emulated), Drains(), seconds=1, tokens=None)
+    return Choices(emulated)
 
 
 def upstream_of(chunks: int, around: tuple[str, str]) -> Upstream:
@@ -50,7 +69,13 @@ def upstream_of(chunks: int, around: tuple[str, str]) -> Upstream:
 
 
 async def seconds(upstream: Upstream, options: Mapping[str, Any]) -> float:
-    request = ChatRequest(model="m", messages=(Message("user", "hi"),), options=options)
+    fields = {k: v for k, v in options.items() if k != "max_tokens"}
+    request = ChatRequest(
+        model="m",
+        messages=(Message("user", "hi"),),
+        options=fields,
+        max_tokens=options.get("max_tokens"),
+    )
     begun = time.perf_counter()
     async with upstream(request) as batches:
         async for _ in batches:
@@ -64,20 +89,23 @@ async def measure(chunks: int, turns: int) -> dict[str, tuple[float, float]]:
     for _ in range(turns):
         for name, (options, around) in CASES.items():
             plain = upstream_of(chunks, around)
-            layered = JSONAnswers(StopSequences(EmulatedTools(plain)))
-            found = (await seconds(plain, {}), await seconds(layered, options))
-            before = least.get(name, found)
-            least[name] = (min(before[0], found[0]), min(before[1], found[1]))
-    return {
-        name: (plain / chunks * 1e6, layered / chunks * 1e6)
-        for name, (plain, layered) in least.items()
-    }
+            both = (
+                await seconds(plain, {}) * options.get("n", 1),
+                await seconds(layered(name, plain), options),
+            )
+            before = least.get(name, both)
+            least[name] = (min(before[0], both[0]), min(before[1], both[1]))
+    found = {}
+    for name, (plain_took, took) in least.items():
+        pieces = chunks * CASES[name][0].get("n", 1) / 1e6
+        found[name] = (plain_took / pieces, took / pieces)
+    return found
 
 
 def main(chunks: int = 20_000, turns: int = 7) -> None:
     print("| us a chunk | without the layers | with them | more |\n| --- | --- | --- | --- |")
-    for name, (plain, layered) in asyncio.run(measure(chunks, turns)).items():
-        print(f"| {name} | {plain:.2f} | {layered:.2f} | {layered - plain:.2f} |")
+    for name, (plain, more) in asyncio.run(measure(chunks, turns)).items():
+        print(f"| {name} | {plain:.2f} | {more:.2f} | {more - plain:.2f} |")
 
 
 if __name__ == "__main__":
