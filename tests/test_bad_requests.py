@@ -182,7 +182,7 @@ BAD = [
     fields("max_tokens of 20 digits", "max_tokens", max_tokens=10**20),
     body("max_tokens of 5000 digits", GOOD[:-1] + f', "max_tokens": {"9" * 5000}}}'),
     fields("max_completion_tokens that is text", "max_completion_tokens", max_completion_tokens=""),
-    fields("n of 2", "n", n=2),
+    fields("n of 17", "n", n=17),
     fields("n of 0", "n", n=0),
     fields("tools that are an object", "tools", tools={}),
     fields("a tool", "tools[0]", tools=[{"type": "web_search"}]),
