@@ -6,6 +6,7 @@ under the relay is a dialect and a transport, put together in `wiring` and `upst
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -170,8 +171,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
-        for wired in (*self._retired, self._wired):
-            await wired.aclose()
+        await asyncio.gather(*(wired.aclose() for wired in (*self._retired, self._wired)))
 
     # One request, from outside to inside: id, errors, route, client, endpoint.
 

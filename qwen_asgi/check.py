@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwen_asgi.errors import QwenASGIError
+from qwen_asgi.request_log import printable
 from qwen_asgi.settings import Settings
 from qwen_asgi.upstream_settings import UpstreamSettings
 from qwen_asgi.wiring import Wired, wire
@@ -102,6 +103,5 @@ def _may_be_listed(model: str, settings: Settings, listed: Mapping[str, Sequence
 
 
 def _names(models: Sequence[str]) -> str:
-    if len(models) <= MOST_NAMED:
-        return ", ".join(models)
-    return f"{', '.join(models[:MOST_NAMED])} and {len(models) - MOST_NAMED} more"
+    named = ", ".join(printable(model, 100) for model in models[:MOST_NAMED])
+    return named if len(models) <= MOST_NAMED else f"{named} and {len(models) - MOST_NAMED} more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ class ConfigFile:
     def __init__(self, path: str | Path) -> None:
         """Raises ConfigError."""
         self.path = Path(path)
+        self._put_in: dict[str, str] = {}
+        """What was put in the place of a reference, with the name of its variable."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(MOST_BYTES + 1)
@@ -32,6 +35,8 @@ class ConfigFile:
             raise ConfigError(f"{self.path}: cannot be read: {exc.strerror}") from None
         except UnicodeError:
             raise ConfigError(f"{self.path}: is not UTF-8 text") from None
+        except RecursionError:
+            raise ConfigError(f"{self.path}: is nested too deep") from None
         except tomllib.TOMLDecodeError as exc:
             # It ends with the line and the column.
             raise ConfigError(f"{self.path}: is not TOML: {exc}") from None
@@ -52,6 +57,9 @@ class ConfigFile:
         line = self._line(known) if known else None
         where = f"{self.path}, line {line}" if line else str(self.path)
         name = ".".join(str(step) for step in path)
+        for value, variable in self._put_in.items():
+            # It may be a secret that stands in the wrong place.
+            message = message.replace(repr(value), f"the value of {variable}")
         return ConfigError(f"{where}: {name}: {message}" if name else f"{where}: {message}")
 
     def _resolved(
@@ -61,16 +69,14 @@ class ConfigFile:
             return {k: self._resolved(v, (*path, k), variable) for k, v in value.items()}
         if isinstance(value, list):
             return [self._resolved(v, (*path, n), variable) for n, v in enumerate(value)]
-        if not isinstance(value, str):
-            return value
-        before, reference, name = value.rpartition(REFERENCE)
-        is_scheme = before.endswith(" ") and "headers" in path
-        if not reference or (before and not is_scheme):
+        scheme, name = _reference(value, in_header=path[-2:-1] == ("headers",))
+        if not name:
             return value
         found = variable(name)
         if not found:
             raise self.error(path, f"the variable {name} is not set")
-        return before + found
+        self._put_in[scheme + found] = name
+        return scheme + found
 
     def _line(self, path: Sequence[str | int]) -> int:
         """Return the number of the line in which the statement of `path` begins, which is there.
@@ -91,6 +97,20 @@ class ConfigFile:
                 lacking = end
         written = (n for n in range(lacking, holding) if not _is_blank(lines[n]))
         return next(written, lacking) + 1
+
+
+_WITH_SCHEME = re.compile(r"([A-Za-z][\w-]* )env:([A-Za-z_]\w*)")
+
+
+def _reference(value: Any, *, in_header: bool) -> tuple[str, str]:
+    """Return the variable that a text stands for, and what stands before it; two empty texts for
+    one that is meant as it is."""
+    if not isinstance(value, str):
+        return "", ""
+    if value.startswith(REFERENCE):
+        return "", value.removeprefix(REFERENCE)
+    found = _WITH_SCHEME.fullmatch(value) if in_header else None
+    return (found[1], found[2]) if found else ("", "")
 
 
 def _whole(lines: Sequence[str], start: int, end: int) -> tuple[int, dict[str, Any] | None]:

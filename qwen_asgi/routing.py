@@ -22,19 +22,26 @@ class Guarded:
     """An upstream with the layers that all its models share.
 
     `before` is the same one by earlier settings: who is there already, and what retries it has
-    left, is counted on. Its failures are, too, unless something was set otherwise: that may have
-    mended them.
+    left, is counted on. Its failures are, too, if it is reached as before: `how` tells. Otherwise
+    that may have mended them.
     """
 
     def __init__(
-        self, name: str, upstream: Upstream, its: UpstreamSettings, before: Guarded | None
+        self,
+        name: str,
+        upstream: Upstream,
+        its: UpstreamSettings,
+        *,
+        how: object,
+        before: Guarded | None,
     ) -> None:
         self.its = its
+        self.how = how
+        self.name = name
         self.turns: Turns = before.turns if before else Turns()
         self.budget: RetryBudget = before.budget if before else RetryBudget(its.retry_share)
         self.budget.share = its.retry_share
-        self.health: Health = before.health if before and before.its == its else Health()
-        self._name = name
+        self.health: Health = before.health if before and before.how == how else Health()
         self._upstream = self._with_layers(Named(upstream, name))
 
     def as_target(self, model: str, route: RouteSettings) -> Upstream:
@@ -43,7 +50,7 @@ class Guarded:
         )
         if not self.its.retries:
             return target
-        return Retry(target, times=self.its.retries, budget=self.budget, name=self._name)
+        return Retry(target, times=self.its.retries, budget=self.budget, name=self.name)
 
     def _with_layers(self, upstream: Upstream) -> Upstream:
         its, breaker = self.its, None
@@ -52,7 +59,7 @@ class Guarded:
                 upstream,
                 failures=its.breaker_failures,
                 seconds=its.breaker_seconds,
-                name=self._name,
+                name=self.name,
                 health=self.health,
             )
         limit = Limit(
@@ -60,7 +67,7 @@ class Guarded:
             its.max_concurrent,
             queue=its.queue,
             patience=its.queue_timeout,
-            name=self._name,
+            name=self.name,
             turns=self.turns,
         )
         return breaker.ahead_of(limit) if breaker else limit

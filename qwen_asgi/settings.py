@@ -213,9 +213,12 @@ class Settings(BaseModel):
         try:
             settings = handler(data)
         except ValidationError as exc:
-            raise _error(_findings(exc)) from None
-        _check_routes(settings)
-        return settings
+            findings = _findings(exc)
+        else:
+            _check_routes(settings)
+            return settings
+        # Out here, so that it does not hold on to the other one, which holds the values.
+        raise _error(findings)
 
     @field_validator("http_proxy", "https_proxy")
     @classmethod
@@ -325,6 +328,9 @@ def _refuse_one_beside_several(fields: Mapping[str, Any]) -> None:
         raise _error([((beside[0],), "is not to be set beside several upstreams, which have it")])
 
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,16}")
+
+
 def _check_routes(settings: Settings) -> None:
     names = settings.upstreams.keys()
     if settings.routes and not names:
@@ -333,7 +339,8 @@ def _check_routes(settings: Settings) -> None:
         for n, step in enumerate(route.to):
             if step.upstream not in names:
                 known = ", ".join(names)
-                message = f"there is no upstream {step.upstream!r}; there are {known}"
+                shown = f" {step.upstream!r}" if _NAME.fullmatch(step.upstream) else ""
+                message = f"there is no upstream{shown}; there are {known}"
                 raise _error([(("routes", model, "to", n), message)])
 
 
@@ -424,7 +431,14 @@ def _may_be_shown(place: Sequence[str | int], value: object) -> bool:
     if isinstance(value, Mapping) or any(step in _SECRETS for step in place):
         return False
     known = _KNOWN_FIELDS.issuperset(step for step in place[-1:] if isinstance(step, str))
-    return known and not set("@?#") & set(str(value))
+    text = str(value)
+    # What is long and no address may be a key that stands in the wrong place.
+    is_harmless = len(text) <= LONGEST_SHOWN or "://" in text
+    return known and is_harmless and not set("@?#") & set(text)
+
+
+LONGEST_SHOWN = 16
+"""Characters of a wrong value that is shown."""
 
 
 _KNOWN_FIELDS = {

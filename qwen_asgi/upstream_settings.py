@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from qwen_asgi.apis.openai_chat import check_fields
+from qwen_asgi.apis.openai_chat import read_fields
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.setting_types import (
     Address,
@@ -163,7 +163,6 @@ class RouteSettings(BaseModel):
         if wrong:
             raise ValueError(f"cannot set {', '.join(wrong)}")
         try:
-            check_fields(value)
+            return read_fields(value)
         except InvalidRequest as error:
             raise ValueError(error.message) from None
-        return value

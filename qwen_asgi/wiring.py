@@ -54,7 +54,7 @@ class Wired:
         upstreams: Mapping[str, HTTPUpstream | StoredChats],
         transports: Sequence[Transport],
         lists: Mapping[str, ModelList],
-        guarded: Mapping[str, Guarded],
+        guarded: Sequence[Guarded],
         drains: Drains,
     ) -> None:
         """`transports` are those that are to be closed with it."""
@@ -66,7 +66,8 @@ class Wired:
         self.lists = lists
         """What each of `upstreams` told of its models."""
         self.guarded = guarded
-        """Each of several upstreams with its layers; empty where there is but one."""
+        """The upstreams with their layers, of these settings and, where chats are under way there,
+        of earlier ones."""
         self._drains = drains
         self._transports = transports
         self._chats = 0
@@ -105,11 +106,9 @@ class Wired:
 
         What upstreams still have to do has that many seconds.
         """
-        await self._drains.aclose(within)
-        for upstream in self.upstreams.values():
-            await upstream.aclose(within)
-        for transport in self._transports:
-            await transport.aclose()
+        ends = [upstream.aclose(within) for upstream in self.upstreams.values()]
+        await asyncio.gather(self._drains.aclose(within), *ends)
+        await asyncio.gather(*(transport.aclose() for transport in self._transports))
 
     def _close_soon(self) -> None:
         """Close it in its loop, from whatever thread this is."""
@@ -158,11 +157,13 @@ def wire(
     if not settings.upstreams:
         only = as_asked(asked[ALONE], settings, RouteSettings(), drains)
         catalog = Catalog(lists, lambda model, names: only)
-        return Wired(settings, several, catalog, upstreams, transports, lists, {}, drains)
-    guarded = _guarded(several, asked, before)
+        busy = _still_busy(before, {})
+        return Wired(settings, several, catalog, upstreams, transports, lists, busy, drains)
+    guarded = _guarded(settings, asked, before)
     routing = Routing(settings, guarded, drains)
     catalog = Catalog(lists, routing.serve, routing.routes())
-    return Wired(settings, several, catalog, upstreams, transports, lists, guarded, drains)
+    known = [*guarded.values(), *_still_busy(before, guarded)]
+    return Wired(settings, several, catalog, upstreams, transports, lists, known, drains)
 
 
 def _lists(
@@ -178,22 +179,41 @@ def _lists(
 
 
 def _guarded(
-    several: Mapping[str, UpstreamSettings],
-    asked: Mapping[str, Upstream],
-    before: Wired | None,
+    settings: Settings, asked: Mapping[str, Upstream], before: Wired | None
 ) -> dict[str, Guarded]:
-    guarded = {}
-    for name, its in several.items():
-        same = before.guarded.get(name) if before else None
-        if same is not None and _where(same.its) != _where(its):
-            same = None
-        guarded[name] = Guarded(name, asked[name], its, same)
-    return guarded
+    known = before.guarded if before else ()
+    return {
+        name: Guarded(
+            name, asked[name], its, how=_how(its, settings), before=_same(name, its, known)
+        )
+        for name, its in settings.upstreams.items()
+    }
+
+
+def _same(name: str, its: UpstreamSettings, known: Sequence[Guarded]) -> Guarded | None:
+    """Return the one at the same address: of several there, the one of this name."""
+    there = [one for one in known if _where(one.its) == _where(its)]
+    named = [one for one in there if one.name == name]
+    return next(iter(named or (there if len(there) == 1 else ())), None)
+
+
+def _still_busy(before: Wired | None, guarded: Mapping[str, Guarded]) -> list[Guarded]:
+    """Return those of earlier settings that nobody has taken over, and that may come back."""
+    taken = {one.turns for one in guarded.values()}
+    known = before.guarded if before else ()
+    return [one for one in known if one.turns not in taken and one.turns.busy]
 
 
 def _where(its: UpstreamSettings) -> tuple[object, ...]:
     """Return which upstream it is that is asked, whoever asks it for whatever."""
     return its.dialect, its.base_url
+
+
+def _how(its: UpstreamSettings, settings: Settings) -> tuple[object, ...]:
+    """Return all that a failure to reach an upstream may come from."""
+    proxies = settings.http_proxy, settings.https_proxy, settings.no_proxy
+    waits = _timeouts(its, settings), its.connect_timeout or settings.connect_timeout
+    return *_whom(its), *proxies, *waits
 
 
 def _whom(its: UpstreamSettings) -> tuple[object, ...]:

@@ -56,16 +56,17 @@ def test_the_example_says_what_it_means() -> None:
 def test_a_variable_may_be_the_end_of_a_headers_text_and_of_no_other(config: Any) -> None:
     settings = config(
         '[upstreams.a]\ndialect = "model-studio"\nheaders = { authorization = "Bearer env:KEY", '
-        'x-a = "env:KEY", x-b = "see:env:KEY" }\n[routes.m]\nforced = { user = "my env:KEY" }\n',
+        'x-a = "env:KEY", x-b = "team:chat env:prod" }\n'
+        '[routes.headers]\nforced = { user = "my env:KEY" }\n',
         KEY="k",
     )
     headers = settings.upstreams["a"].headers
     assert [value.get_secret_value() for value in headers.values()] == [
         "Bearer k",
         "k",
-        "see:env:KEY",
+        "team:chat env:prod",
     ]
-    assert settings.routes["m"].forced == {"user": "my env:KEY"}
+    assert settings.routes["headers"].forced == {"user": "my env:KEY"}
 
 
 def test_one_upstream_may_stand_without_its_brackets(config: Any) -> None:
@@ -179,6 +180,44 @@ def test_a_mistake_shows_no_secret(config: Any, line: str) -> None:
     found = wrong(config, f'[upstreams.a]\ndialect = "model-studio"\n{line}\n')
     assert "line 3" in found
     assert "canary" not in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'base_url = "env:KEY"',
+        'models = "env:KEY"',
+        'tool_form = "env:KEY"',
+        'max_concurrent = "env:KEY"',
+        'queue = "env:SHORT"',
+        'base_url = "env:SHORT"',
+        '[routes.m]\nto = "env:KEY"',
+        '[routes.m]\nto = "a"\nchoose = "env:SHORT"',
+    ],
+)
+def test_what_a_variable_holds_is_not_shown_where_it_is_wrong(config: Any, line: str) -> None:
+    text = f'[upstreams.a]\ndialect = "model-studio"\n{line}\n'
+    found = wrong(config, text, KEY="sk-canary-1234567", SHORT="canary7")
+    assert "canary" not in found
+    assert "line " in found
+
+
+def test_a_key_in_the_place_of_an_address_is_not_shown(config: Any) -> None:
+    found = wrong(config, '[upstreams.a]\ndialect = "openai"\nbase_url = "sk-canary-123456"\n')
+    assert "canary" not in wrong(config, 'base_url = "sk-canary-1234567"\n')
+    assert ", line 3: upstreams.a.base_url: should be an address" in found
+
+
+def test_a_file_that_is_nested_too_deep(config: Any) -> None:
+    assert "is nested too deep" in wrong(config, f"a = {'[' * 5000}{']' * 5000}\n")
+
+
+def test_a_routes_fields_are_read_as_a_clients_are(config: Any) -> None:
+    settings = config(
+        '[upstreams.a]\ndialect = "model-studio"\n[routes.m]\nforced = { seed = 1e3, x = 1.0 }\n'
+    )
+    forced = settings.routes["m"].forced
+    assert (repr(forced["seed"]), repr(forced["x"])) == ("1000", "1.0")
 
 
 def test_a_variable_beside_several_upstreams_is_named_as_a_variable(config: Any) -> None:

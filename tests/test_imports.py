@@ -123,6 +123,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.mount": {"qwen_asgi.app", "qwen_asgi.paths"},
     "qwen_asgi.check": {
         "qwen_asgi.errors",
+        "qwen_asgi.request_log",
         "qwen_asgi.settings",
         "qwen_asgi.upstream_settings",
         "qwen_asgi.wiring",

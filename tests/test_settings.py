@@ -275,7 +275,7 @@ def test_a_settings_error_is_no_validation_error() -> None:
         Settings(heartbeat=-1)
     assert not isinstance(raised.value, ValidationError)
     assert raised.value.__cause__ is None
-    assert raised.value.__suppress_context__
+    assert raised.value.__context__ is None
 
 
 def test_the_address_has_no_slash_at_its_end() -> None:
@@ -439,7 +439,7 @@ WRONG: list[tuple[str, str, bool]] = [
     ("QWEN_UPSTREAM", "canary", True),
     ("QWEN_BASE_URL", "canary", True),
     ("QWEN_BASE_URL", "https://user:canary@host", False),
-    ("QWEN_MODELS", "x" * 250 + "canary-canary", True),
+    ("QWEN_MODELS", "x" * 250 + "canary-canary", False),
     ("QWEN_INCREMENTAL", "canary", True),
     ("QWEN_HEADERS", "Bearer canary", False),
     ("QWEN_HEADERS", "canary", False),

@@ -464,8 +464,38 @@ def test_a_reload_counts_the_chats_that_are_under_way(
     first.wait_for(lambda qwen: qwen.open == 0)
 
 
-def test_a_reload_forgets_an_upstreams_failures_only_if_something_of_it_was_set(
-    gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
+@pytest.mark.parametrize("way", ["renamed", "away and back", "single and back"])
+def test_a_reload_finds_the_chats_at_an_address_again(
+    way: str,
+    gateway_url: GatewayURL,
+    upstreams: Upstreams,
+    http: httpx.Client,
+    first: SimulatedQwen,
+) -> None:
+    both = upstreams(max_concurrent=1, queue=0)
+    one = Settings(upstreams={"first": both["first"]})
+    first.reply, first.pieces, first.pace = "abcdefghij" * 100, 1, 0.01
+    gateway = Gateway(one, authenticate=anonymous)
+    at = gateway_url(gateway)
+    with http.stream("POST", at + CHAT, json=ask(stream=True)) as under_way:
+        body = under_way.iter_raw()
+        next(body)
+        if way == "renamed":
+            gateway.reload(Settings(upstreams={"other": both["first"]}))
+        elif way == "away and back":
+            gateway.reload(Settings(upstreams={"second": both["second"]}))
+            gateway.reload(one)
+        else:
+            gateway.reload(Settings())
+            gateway.reload(one)
+        assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "overloaded"
+    first.wait_for(lambda qwen: qwen.open == 0)
+    eventually(lambda: http.post(at + CHAT, json=ask(stream=True)).status_code == 200)
+
+
+@pytest.mark.parametrize("by", ["its own", "the gateway's"])
+def test_a_reload_forgets_an_upstreams_failures_only_if_it_is_reached_otherwise(
+    by: str, gateway_url: GatewayURL, upstreams: Upstreams, http: httpx.Client, first: SimulatedQwen
 ) -> None:
     def settings(**fields: Any) -> Settings:
         one = upstreams(breaker_failures=2, **fields)["first"]
@@ -476,9 +506,14 @@ def test_a_reload_forgets_an_upstreams_failures_only_if_something_of_it_was_set(
     first.fail(*[Fault.refusal(503)] * 2)
     for _ in range(2):
         error_of(http.post(at + CHAT, json=ask()), 500)
-    gateway.reload(settings())
-    assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "upstream_suspended"
-    gateway.reload(settings(first_timeout=20))
+    for same in {}, {"max_concurrent": 7}:
+        gateway.reload(settings(**same))
+        assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "upstream_suspended"
+    others = settings()
+    if by == "its own":
+        gateway.reload(settings(first_timeout=20))
+    else:
+        gateway.reload(others.model_copy(update={"idle_timeout": 7.0}))
     answer_of(http.post(at + CHAT, json=ask()))
 
 

@@ -179,13 +179,14 @@ _READ_HERE = {
 _OF_MESSAGES = {"role", "content"}
 
 
-def check_fields(fields: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest where fields that a chat may have are of the wrong kind."""
+def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields that a chat may have, as a client's are read. Raises InvalidRequest."""
     chat = {"model": "m", "messages": [{"role": "user", "content": ""}]}
     try:
-        _BODY.validate_json(to_json({**chat, **fields}))
+        read: Any = _BODY.validate_json(to_json({**chat, **fields}))
     except ValidationError as exc:
         raise _invalid(exc.errors(include_url=False)[0]) from None
+    return {name: read[name] for name in fields}
 
 
 class OpenAIChat:

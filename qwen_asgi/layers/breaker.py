@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,9 +26,21 @@ class Health:
         """Outages in a row."""
         self.closed_until: float | None = None
         """When it may be tried; None while nothing is wrong."""
-        self.is_tried = False
+        self._tried_in: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self.openings = 0
         """How often it was left alone; the end of a chat that is older says nothing of now."""
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether a chat tries it just now. One whose loop is closed never comes to an end."""
+        loop = self._tried_in() if self._tried_in else None
+        return loop is not None and not loop.is_closed()
+
+    def begin_to_try(self) -> None:
+        self._tried_in = weakref.ref(asyncio.get_running_loop())
+
+    def end_trying(self) -> None:
+        self._tried_in = None
 
 
 class Breaker:
@@ -72,7 +86,7 @@ class Breaker:
         health = self.health
         tries = health.closed_until is not None
         if tries:
-            health.is_tried = True
+            health.begin_to_try()
         openings = health.openings
         has_time = _has_time(request)
         has_begun = False
@@ -95,7 +109,7 @@ class Breaker:
                 self._worked()
         finally:
             if tries:
-                health.is_tried = False
+                health.end_trying()
 
     def _check(self) -> None:
         """Raise UpstreamSuspended unless the upstream may be asked."""
@@ -113,7 +127,8 @@ class Breaker:
     def _reopen(self) -> None:
         # It works again, but the next failure is one too many.
         health = self.health
-        health.closed_until, health.is_tried = None, False
+        health.closed_until = None
+        health.end_trying()
         health.failures = self._most - 1
 
     def _heard(self, error: QwenASGIError) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -20,25 +20,38 @@ class Turns:
     lets them in, so that other settings count those who are there already."""
 
     def __init__(self) -> None:
-        self.busy = 0
-        """Chats under way and waiting, in all loops."""
-        self.most: int | None = None
-        """How many may be under way at once; None for any number."""
+        self._most = math.inf
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = (
             WeakKeyDictionary()
         )
 
+    @property
+    def busy(self) -> int:
+        """Chats under way and waiting, in all loops that there are."""
+        limiters = [limiter for loop, limiter in self._there() if not loop.is_closed()]
+        return sum(one.borrowed_tokens + one.statistics().tasks_waiting for one in limiters)
+
+    def allow(self, most: int | None) -> None:
+        """Let so many be under way at once from now on; None for any number."""
+        self._most = math.inf if most is None else most
+        for loop, _ in self._there():
+            # Only its own loop may wake those who wait; one that is closed has nobody.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._adjust)
+
     def here(self) -> anyio.CapacityLimiter:
         """Return those of the running loop."""
         loop = asyncio.get_running_loop()
-        most = math.inf if self.most is None else self.most
         limiter = self._limiters.get(loop)
         if limiter is None:
-            limiter = self._limiters[loop] = anyio.CapacityLimiter(most)
-        elif limiter.total_tokens != most:
-            # Set here, as only its own loop may wake those who wait.
-            limiter.total_tokens = most
+            limiter = self._limiters[loop] = anyio.CapacityLimiter(self._most)
         return limiter
+
+    def _adjust(self) -> None:
+        self.here().total_tokens = self._most
+
+    def _there(self) -> list[tuple[asyncio.AbstractEventLoop, anyio.CapacityLimiter]]:
+        return list(self._limiters.items())
 
 
 class Limit:
@@ -56,7 +69,7 @@ class Limit:
     ) -> None:
         """`queue` chats may wait, `patience` seconds each; `most` None lets all in."""
         self.turns = turns or Turns()
-        self.turns.most = most
+        self.turns.allow(most)
         self._upstream = upstream
         self._queue = queue
         self._patience = patience
@@ -69,21 +82,16 @@ class Limit:
 
     @asynccontextmanager
     async def __call__(self, request: ChatRequest) -> AsyncIterator[Batches]:
-        turns = self.turns
-        turns.busy += 1
+        limiter, turn = self.turns.here(), object()
         try:
-            limiter, turn = turns.here(), object()
-            try:
-                limiter.acquire_on_behalf_of_nowait(turn)
-            except anyio.WouldBlock:
-                await self._wait(limiter, turn, request)
-            try:
-                async with self._upstream(request) as batches:
-                    yield batches
-            finally:
-                limiter.release_on_behalf_of(turn)
+            limiter.acquire_on_behalf_of_nowait(turn)
+        except anyio.WouldBlock:
+            await self._wait(limiter, turn, request)
+        try:
+            async with self._upstream(request) as batches:
+                yield batches
         finally:
-            turns.busy -= 1
+            limiter.release_on_behalf_of(turn)
 
     async def _wait(
         self, limiter: anyio.CapacityLimiter, turn: object, request: ChatRequest

@@ -104,7 +104,8 @@ def _error_of(document: Mapping[str, Any], status: int) -> Mapping[str, Any] | N
     if isinstance(error, Mapping):
         return error
     if error:
-        return {"message": str(error)}
+        parts = error if isinstance(error, list) else [error]
+        return {"message": "; ".join(part for part in parts if isinstance(part, str))}
     if document.get("choices"):
         return None
     if document.get("object") == "error" or isinstance(document.get("code"), str | int):

@@ -121,9 +121,9 @@ def _from_code(data: Mapping[str, Any], status: int, secrets: Secrets) -> Upstre
     """The one table from the upstream's codes and words, and the status, to our errors."""
     code = data.get("code")
     name = code.lower() if isinstance(code, str) else ""
+    words = _details(data).lower()
     # Struck out while it is whole: of a part, nothing would tell that it is one.
     details = secrets.struck(_details(data))
-    words = details.lower()
     shown = plain_code(secrets.struck(code)) if isinstance(code, str) else None
     wait = _wait(data)
     if status == 429 or name in _RATE_CODES or "quota exceeded" in words:

@@ -259,6 +259,21 @@ async def test_who_waits_for_a_turn_is_not_sent_when_it_was_found_broken_meanwhi
     assert len(upstream.asked) == 1
 
 
+def test_a_try_whose_loop_was_closed_under_it_lets_the_next_one_try() -> None:
+    layer = breaker(Scripted(GONE, ANSWER), failures=1, seconds=0.01)
+
+    async def leave_a_try() -> None:
+        await fails(layer)
+        await asyncio.sleep(0.02)
+        layer.health.begin_to_try()
+        await fails(layer, UpstreamSuspended)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_a_try())
+    loop.close()
+    assert asyncio.run(answer(layer))
+
+
 async def test_ahead_of_a_queue_it_refuses_at_once(now: Now) -> None:
     upstream = Scripted(GONE, [60.0, *ANSWER])
     layer = breaker(upstream, failures=1)

@@ -111,6 +111,19 @@ def test_each_event_loop_has_turns_of_its_own_and_none_is_kept() -> None:
     assert not loops
 
 
+def test_chats_of_a_loop_that_was_closed_under_them_are_not_there() -> None:
+    layer = limit(Scripted([60.0, *ANSWER]), 1)
+
+    async def take_a_turn() -> None:
+        layer.turns.here().acquire_on_behalf_of_nowait(object())
+        assert layer.busy == 1
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(take_a_turn())
+    loop.close()
+    assert layer.busy == 0
+
+
 async def test_another_layer_counts_those_who_are_there_already() -> None:
     upstream = Scripted(SLOW)
     before = limit(upstream, 2)
@@ -128,13 +141,15 @@ async def test_another_layer_counts_those_who_are_there_already() -> None:
     assert more.busy == 0
 
 
-async def test_those_who_wait_are_let_in_once_more_are_let_in() -> None:
+@pytest.mark.parametrize("most", [4, None])
+async def test_those_who_wait_are_let_in_as_soon_as_more_are(most: int | None) -> None:
     upstream = Scripted([60.0, *ANSWER])
     before = limit(upstream, 1)
-    waiting = [asyncio.create_task(answer(before)) for _ in range(3)]
+    waiting = [asyncio.create_task(answer(before)) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert upstream.open == 1
-    waiting.append(asyncio.create_task(answer(limit(upstream, 4, turns=before.turns))))
+    # Nobody else need come; another thread may say so.
+    await asyncio.to_thread(limit, upstream, most, turns=before.turns)
     await asyncio.sleep(0.01)
     assert upstream.open == 4
     for task in waiting:

@@ -6,7 +6,11 @@ from types import MappingProxyType
 import pytest
 
 from qwen_asgi.chat import ChatRequest, Message
-from qwen_asgi.errors import UpstreamError
+from qwen_asgi.errors import (
+    UpstreamAuthenticationFailed,
+    UpstreamError,
+    UpstreamRateLimited,
+)
 from qwen_asgi.transports import UpstreamResponse
 from qwen_asgi.upstreams import AnswerReader
 from qwen_asgi.upstreams._words import Secrets
@@ -22,8 +26,22 @@ HEADERS = {
     "x-gateway": "Team=canary-three",
     "x-team-key": "ky4",
     "x-source": "web",
+    "x-auth-more": 'Token token="quoted5"; other=k6',
+    "x-digest-auth": "Digest username=op, response='s3cr3t7'",
+    "proxy-authorization": "Basic b3BlcmF0b3I6aHVudGVyMnB3",
+    "x-login": "operator:hunter3pw",
 }
-PIECES = ("kry-1", "cky-two-long", "canary-three", "ky4", "own-key-5")
+PIECES = (
+    "kry-1",
+    "cky-two-long",
+    "canary-three",
+    "ky4",
+    "own-key-5",
+    "quoted5",
+    "s3cr3t7",
+    "hunter2pw",
+    "hunter3pw",
+)
 DIALECTS = [
     QwenWebV1(URL, "own-key-5", headers=HEADERS),
     QwenWebV2(URL, "own-key-5", headers=HEADERS),
@@ -76,6 +94,34 @@ def test_an_upstreams_plain_words_are_kept(dialect: AnswerReader) -> None:
 def test_a_longer_secret_goes_before_one_that_is_a_part_of_it() -> None:
     secrets = Secrets("abcdefgh", {"x-token": "abcdefgh-and-more"})
     assert secrets.struck("abcdefgh-and-more abcdefgh") == "(removed) (removed)"
+
+
+@pytest.mark.parametrize("key", ["x", "token", "-", "progress", "test"])
+@pytest.mark.parametrize("dialect", [QwenWebV1, QwenWebV2])
+def test_a_key_that_is_an_ordinary_word_changes_no_error(
+    dialect: type[QwenWebV1] | type[QwenWebV2], key: str
+) -> None:
+    def refused(details: str) -> UpstreamError:
+        body = json.dumps({"success": False, "data": {"code": "Bad_Request", "details": details}})
+        return dialect(URL, key).refusal(500, {}, body.encode())
+
+    assert type(refused("Your token has expired")) is UpstreamAuthenticationFailed
+    assert type(refused("The chat is in progress!")) is UpstreamRateLimited
+    assert "max context exceeded" in str(refused("max context exceeded"))
+
+
+def test_a_key_that_is_a_word_hides_no_code() -> None:
+    body = b'{"error": {"code": "context_length_exceeded", "message": "max context"}}'
+    error = OpenAICompatible(URL, "x").refusal(400, {}, body)
+    assert (error.code, "max context" in str(error)) == ("context_length_exceeded", True)
+
+
+def test_of_a_list_of_errors_no_secret_is_shown() -> None:
+    key = 'ab"cd\\12345'
+    body = json.dumps({"error": [f"bad key {key}", 5]}).encode()
+    error = OpenAICompatible(URL, key).refusal(400, {}, body)
+    assert "12345" not in str(error)
+    assert "bad key (removed)" in str(error)
 
 
 def test_no_secret_is_shown_by_repr() -> None:
