@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.sse": set(),
     "qwen_asgi.ids": set(),
     "qwen_asgi.paths": set(),
+    "qwen_asgi.background": set(),
     "qwen_asgi.request_log": set(),
     "qwen_asgi.setting_types": set(),
     "qwen_asgi.config_file": set(),
@@ -81,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.log_file": set(),
     # The two sides: neither knows the other.
     "qwen_asgi.apis": PURE,
-    "qwen_asgi.upstreams": PURE | {"qwen_asgi.transports"},
+    "qwen_asgi.upstreams": PURE | {"qwen_asgi.background", "qwen_asgi.transports"},
     "qwen_asgi.transports": {"qwen_asgi.errors"},
     # HTTP, and one chat's journey.
     "qwen_asgi.authentication": {"qwen_asgi.errors"},
@@ -90,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.tool_text": MIDDLE,
     "qwen_asgi.layers": PURE
     | {
+        "qwen_asgi.background",
         "qwen_asgi.tool_text.json_object",
         "qwen_asgi.tool_text.parser",
         "qwen_asgi.tool_text.prompt",

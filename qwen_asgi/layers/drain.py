@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from qwen_asgi.background import Background, end
 from qwen_asgi.chat import (
     Batches,
     ChatRequest,
@@ -34,30 +35,21 @@ class Drains:
     """The answers that are read on, in whatever loop their clients left them."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(MOST_AT_ONCE)
 
     def has_room(self) -> bool:
         """Whether one more may be read on."""
-        if len(self._tasks) >= MOST_AT_ONCE:
-            # Those of a loop that was left without an end never come to theirs.
-            self._tasks = {task for task in self._tasks if not task.get_loop().is_closed()}
-        return len(self._tasks) < MOST_AT_ONCE
+        return self._background.has_room()
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """Let a task go on until it ends."""
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._tasks.discard(task))
+        """Let one be read on until it ends."""
+        self._background.keep(task)
 
     async def aclose(self, within: float) -> None:
         """Give those of the running loop that many seconds, then end them."""
-        loop = asyncio.get_running_loop()
-        here = {task for task in self._tasks if task.get_loop() is loop}
-        if here:
+        if here := self._background.here():
             _, late = await asyncio.wait(here, timeout=within)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+            await end(late)
 
 
 class Draining:
@@ -133,8 +125,7 @@ class _Reading:
     async def end(self) -> None:
         """End the call."""
         self._rest = self._rest or Rest()
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await end({self._task})
 
     async def _hear_the_end(self) -> None:
         # It is only waited for: a client that leaves just now ends nothing.
@@ -143,14 +134,14 @@ class _Reading:
         self._task.result()
 
     async def _read_on(self, rest: Rest, seconds: float) -> None:
-        end = "shutdown"
+        how = "shutdown"
         try:
             done, _ = await asyncio.wait({self._task}, timeout=seconds)
-            end = _end_of(self._task) if done else "seconds"
+            how = _end_of(self._task) if done else "seconds"
         finally:
             if not self._task.done():
                 await self.end()
-            rest.over(end)
+            rest.over(how)
 
     async def _read(self) -> None:
         try:

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from qwen_asgi.background import Background, end
 from qwen_asgi.errors import QwenASGIError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Removals:
 
     def __init__(self) -> None:
         self._waiting: deque[Removal] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(MOST_AT_ONCE)
 
     def add(self, removal: Removal) -> None:
         """Run `removal` soon, and log the error that it raises."""
@@ -37,21 +38,18 @@ class Removals:
 
     def has_room(self) -> bool:
         """Whether one more task may run."""
-        if len(self._tasks) >= MOST_AT_ONCE:
-            # Those of a loop that was left without an end never come to theirs.
-            self._tasks = {task for task in self._tasks if not task.get_loop().is_closed()}
-        return len(self._tasks) < MOST_AT_ONCE
+        return self._background.has_room()
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Let a task end before the gateway does."""
-        self._tasks.add(task)
+        self._background.keep(task)
         task.add_done_callback(self._over)
 
     async def aclose(self, within: float) -> None:
         """Give the removals of this loop that many seconds, then end them and say so."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within
-        while here := {task for task in self._tasks if task.get_loop() is loop}:
+        while here := self._background.here():
             _, late = await asyncio.wait(here, timeout=max(until - loop.time(), 0))
             if late:
                 await self._end(late)
@@ -62,7 +60,6 @@ class Removals:
             self.keep(asyncio.get_running_loop().create_task(self._work(), name="qwen_asgi chats"))
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         # What was added since the task looked last found no room; a loop that ends takes no more.
         if not task.cancelled():
             self._begin()
@@ -70,9 +67,7 @@ class Removals:
     async def _end(self, late: set[asyncio.Task[None]]) -> None:
         number = len(late) + len(self._waiting)
         self._waiting.clear()
-        for task in late:
-            task.cancel()
-        await asyncio.wait(late)
+        await end(late)
         logger.warning(
             "%d chats may stay in the upstream's account: the gateway ended before they were "
             "removed",

@@ -20,7 +20,7 @@ from qwen_asgi.chat import (
 from qwen_asgi.errors import UpstreamRateLimited, UpstreamTruncated
 from qwen_asgi.layers import drain
 from qwen_asgi.layers.drain import Draining, Drains
-from tests.layers.scripted import ANSWER, CHAT, Outcome, Scripted, answer
+from tests.layers.scripted import ANSWER, Outcome, Scripted, answer
 
 pytestmark = pytest.mark.anyio
 
@@ -186,22 +186,3 @@ async def test_the_end_of_the_gateway_ends_what_is_read_on() -> None:
     await drains.aclose(0.1)
     assert [rest.end for rest in rests] == ["done", "shutdown"]
     assert (soon.open, late.open) == (0, 0)
-
-
-def test_those_of_a_loop_that_has_ended_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "MOST_AT_ONCE", 1)
-    drains = Drains()
-
-    async def leave() -> None:
-        drains.keep(asyncio.get_running_loop().create_task(asyncio.sleep(60)))
-
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(leave())
-    assert not drains.has_room()
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    loop.close()
-    assert drains.has_room()
-    assert CHAT.notes.rest is None
