@@ -44,9 +44,11 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text of the content: of parts, each one's `text`, joined with a newline."""
+        """The text of the content: of parts, each one's `text`, joined with a newline; of a turn
+        that refused to answer, and has no other, its words."""
         if isinstance(self.content, str):
-            return self.content
+            refusal = self.extra.get("refusal") if not self.content and self.extra else None
+            return refusal if isinstance(refusal, str) else self.content
         return "\n".join(part.text for part in self.content if part.kind == "text")
 
 

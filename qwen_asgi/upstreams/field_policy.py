@@ -106,6 +106,7 @@ MESSAGE_FIELDS: Mapping[str, Row] = {
     "extra": (FORWARDED, IGNORED, FORWARDED, FORWARDED),
     "feature_config": (FORWARDED, TRANSLATED, FORWARDED, FORWARDED),
     "name": _native(IGNORED),
+    "refusal": _native(TRANSLATED),
     "tool_call_id": _native(EMULATED),
     "tool_calls": _native(EMULATED),
 }

@@ -194,7 +194,7 @@ def _document(role: str, content: Any, chat_type: str, extra: Any) -> dict[str, 
 def _content(message: Message, where: str, chat_type: str) -> str | list[dict[str, Any]]:
     """Return text as one string; text beside pictures as the upstream's own parts (W1-04)."""
     if isinstance(message.content, str):
-        return message.content
+        return message.text
     if all(part.kind == "text" for part in message.content):
         return message.text
     return [

@@ -106,10 +106,11 @@ MESSAGE_PROBES: dict[str, Any] = {
     "extra": {"a": 1},
     "feature_config": {"thinking_enabled": True, "thinking_budget": 5},
     "name": "anna",
+    "refusal": "I would rather not.",
     "tool_call_id": "c1",
     "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
 }
-ROLES = {"tool_call_id": "tool", "tool_calls": "assistant"}
+ROLES = {"refusal": "assistant", "tool_call_id": "tool", "tool_calls": "assistant"}
 
 FRESH_EACH_TIME = {"session_id", "chat_id", "id", "fid", "childrenIds", "timestamp"}
 
@@ -253,7 +254,8 @@ def test_what_the_table_says_of_a_message_s_field_is_what_happens(field: str, di
     cell = MESSAGE_FIELDS.get(field, OTHERS)[DIALECTS.index(dialect)]
     value = MESSAGE_PROBES.get(field, "x")
     role = ROLES.get(field, "user")
-    request = ask(messages=[{"role": role, "content": "hi", field: value}])
+    content = None if field == "refusal" else "hi"
+    request = ask(messages=[{"role": role, "content": content, field: value}])
     if cell == EMULATED:
         plain = emulated(request)
         assert sent(dialect, plain) != sent(dialect, ask())
@@ -292,4 +294,4 @@ def test_a_column_is_what_a_dialect_asks_for() -> None:
     assert studio.refused.keys() == {"n"}
     assert {"tools", "n"} <= web.refused.keys() <= web.known
     assert not {"seed", "parallel_tool_calls"} & web.known
-    assert web.known_in_messages == {"chat_type", "extra", "feature_config"}
+    assert web.known_in_messages == {"chat_type", "extra", "feature_config", "refusal"}
