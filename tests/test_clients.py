@@ -301,12 +301,7 @@ def test_an_object_as_the_output_of_a_text(got: Got) -> None:
 
 
 @of("pydantic-ai", "ai-sdk")
-def test_the_thinking_before_a_plain_answer(
-    got: Got, dialect: str, request: pytest.FixtureRequest
-) -> None:
-    if dialect == "qwen-web-v1":
-        reason = "`stream: false` is sent on, and a plain answer of this web chat has no thinking"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_the_thinking_before_a_plain_answer(got: Got, dialect: str) -> None:
     assert got["thinking"] == {"thoughts": thoughts(dialect), "text": REPLY}
 
 

@@ -154,6 +154,18 @@ def test_reasoning_is_read_from_reasoning_content(
     assert "".join(delta.content or "" for delta in deltas) == "Two."
 
 
+def test_a_plain_answer_that_was_asked_to_think_tells_its_thinking(
+    client: OpenAI, qwen: SimulatedQwen, dialect: str
+) -> None:
+    qwen.thinking, qwen.reply = "One and one.", "Two."
+    create = client.chat.completions.create
+    answer = create(model=MODEL, messages=HELLO, extra_body={"enable_thinking": True})
+    message = answer.choices[0].message
+    title = f"{SUMMARY_TITLE}\n" if dialect == "qwen-web-v2" else ""
+    told = (getattr(message, "reasoning_content", None), message.content)
+    assert told == (f"{title}One and one.", "Two.")
+
+
 def test_reasoning_is_read_from_a_plain_answer_too(
     client: OpenAI, qwen: SimulatedQwen, dialect: str
 ) -> None:

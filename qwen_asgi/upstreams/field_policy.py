@@ -51,7 +51,7 @@ _ONE_CHOICE = Refused(lambda value: value != 1, "it gives one choice; set it to 
 FIELDS: Mapping[str, Row] = {
     "model": _everywhere(FORWARDED),
     "messages": (TRANSLATED, TRANSLATED, FORWARDED, FORWARDED),
-    "stream": (FORWARDED, TRANSLATED, TRANSLATED, FORWARDED),
+    "stream": (TRANSLATED, TRANSLATED, TRANSLATED, FORWARDED),
     "stream_options": _everywhere(TRANSLATED),
     "temperature": (FORWARDED, IGNORED, FORWARDED, FORWARDED),
     "max_tokens": (FORWARDED, EMULATED, FORWARDED, FORWARDED),

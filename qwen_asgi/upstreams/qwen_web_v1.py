@@ -156,6 +156,9 @@ def _body(request: ChatRequest, incremental: bool) -> dict[str, Any]:
 def _add_options(body: dict[str, Any], options: Mapping[str, Any]) -> None:
     thinking = thinking_config(options)
     if thinking is not None:
+        if thinking["thinking_enabled"]:
+            # An answer in one piece promises its text and nothing else (W1-30).
+            body["stream"] = True
         # It is read from the last message only (W1-07); what that says of itself goes before.
         last = body["messages"][-1]
         last["feature_config"] = {**thinking, **last.get("feature_config", {})}

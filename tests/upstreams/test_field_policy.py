@@ -242,7 +242,7 @@ def check_translated(
             assert document["max_tokens"] == 77
         case "stream":
             # It may be asked for a stream although the client is not.
-            plain = ask(model="qwq-plus")
+            plain = ask(model="qwq-plus", enable_thinking=True)
             assert (plain.stream, sent(dialect, plain)["stream"]) == (False, True)
         case _:
             assert document != without
