@@ -38,6 +38,7 @@ from qwen_asgi.errors import (
     PermissionDenied,
     QwenASGIError,
     RateLimited,
+    ShuttingDown,
     UnsupportedMediaType,
     UpstreamError,
 )
@@ -48,6 +49,7 @@ from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
 from qwen_asgi.request_log import Printable, printable
 from qwen_asgi.settings import Settings
+from qwen_asgi.shutdown import Shutdown, Work
 from qwen_asgi.transports import Transport
 from qwen_asgi.wiring import Wired, wire
 
@@ -61,6 +63,8 @@ CLIENT_CLOSED_REQUEST = 499
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.\-]{1,128}")
 _MODEL_PATH = "/v1/models/"
+_PROBES = {"/healthz", "/readyz"}
+"""What watches over the process asks there, without a credential; nothing is told but yes or no."""
 
 
 @dataclass(slots=True)
@@ -116,8 +120,11 @@ class Gateway:
         self._routes: dict[str, dict[str, _Endpoint]] = {
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/models": {"GET": self._models},
+            "/healthz": {"GET": self._alive},
+            "/readyz": {"GET": self._ready},
         }
         self._routes_of_a_model: dict[str, _Endpoint] = {"GET": self._model}
+        self._shutdown = Shutdown()
         self._has_lifespan = False
         self._is_to_be_closed = transport is None and http_client is None
         self._advised = False
@@ -169,6 +176,11 @@ class Gateway:
         finally:
             await self.aclose()
 
+    def begin_drain(self, seconds: float | None = None) -> None:
+        """Take no more requests, and end those under way after so many seconds; for a host that is
+        about to stop. None is `settings.shutdown_seconds`. May be called from a signal handler."""
+        self._shutdown.begin(self.settings.shutdown_seconds if seconds is None else seconds)
+
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
         await asyncio.gather(*(wired.aclose() for wired in (*self._retired, self._wired)))
@@ -205,6 +217,9 @@ class Gateway:
         if method == "OPTIONS" and methods:
             # A preflight carries no credential: it is answered before one is asked for.
             return self._options
+        if call.path in _PROBES and method in methods:
+            return methods[method]
+        self._shutdown.refuse()
         if method != "OPTIONS" and self._authenticate not in OPEN:
             call.principal = await identify(self._authenticate, Request(call.scope))
         if not methods:
@@ -256,7 +271,8 @@ class Gateway:
     async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange) -> None:
         settings = wired.settings
         _check_content_type(call.headers.get(b"content-type"))
-        body = await read_body(call.headers, call.receive, settings.max_body)
+        async with Work(self._shutdown):
+            body = await read_body(call.headers, call.receive, settings.max_body)
         if settings.log_bodies:
             logger.info("request %s: %s", call.id, Printable(body))
         chat = self._api.read(body)
@@ -272,11 +288,12 @@ class Gateway:
                 call.response,
                 exchange,
                 heartbeat=settings.heartbeat,
+                shutdown=self._shutdown,
             )
 
     async def _models(self, call: _Call) -> None:
         with self._wired as wired:
-            async with ClientWatch(call.receive) as watch:
+            async with Work(self._shutdown), ClientWatch(call.receive) as watch:
                 document = await wired.catalog.document()
                 watch.stop()
                 await self._document(call, document)
@@ -284,10 +301,17 @@ class Gateway:
     async def _model(self, call: _Call) -> None:
         model = call.path.removeprefix(_MODEL_PATH)
         with self._wired as wired:
-            async with ClientWatch(call.receive) as watch:
+            async with Work(self._shutdown), ClientWatch(call.receive) as watch:
                 document = await wired.catalog.model_document(model)
                 watch.stop()
                 await self._document(call, document)
+
+    async def _alive(self, call: _Call) -> None:
+        await self._document(call, b'{"status":"ok"}')
+
+    async def _ready(self, call: _Call) -> None:
+        self._shutdown.refuse()
+        await self._document(call, b'{"status":"ready"}')
 
     async def _options(self, call: _Call) -> None:
         methods = self._route(call)
@@ -312,6 +336,9 @@ class Gateway:
             logger.warning("request %s: upstream: %s (%s)", call.id, error.message, error.code)
         if call.response.started:
             return
+        if isinstance(error, ShuttingDown) and call.scope.get("http_version", "1.1")[0] == "1":
+            # HTTP/2 and later have a way of their own, which is the server's.
+            call.response.headers.append((b"connection", b"close"))
         with suppress(ClientLeft):
             await call.response.whole(
                 status or error.status,

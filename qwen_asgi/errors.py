@@ -31,6 +31,7 @@
           UpstreamEmptyAnswer      the model ended without a word
       GatewayError
         Overloaded
+        ShuttingDown
         InternalError
 
 Each carries what an answer needs (`status`, `type`, `code`, `param`, `retry_after`) and none knows
@@ -245,6 +246,14 @@ class Overloaded(GatewayError):
     status = 503
     type = "overloaded_error"
     default_code = "overloaded"
+
+
+class ShuttingDown(GatewayError):
+    """503: it takes no more requests, or had to end this one. Another one may answer it."""
+
+    status = 503
+    type = "overloaded_error"
+    default_code = "shutting_down"
 
 
 class InternalError(GatewayError):

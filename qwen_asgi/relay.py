@@ -16,6 +16,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.exchange import Exchange
 from qwen_asgi.http import JSON, EventStream, RawHeaders, Response
+from qwen_asgi.shutdown import Shutdown, Work
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def relay(
     exchange: Exchange,
     *,
     heartbeat: float,
+    shutdown: Shutdown,
 ) -> Awaitable[None]:
     """Answer `chat` from `upstream`, and note on `exchange` how it went.
 
@@ -39,8 +41,8 @@ def relay(
     QwenASGIError while nothing was sent; afterwards an error is the last event of the stream.
     """
     if chat.stream:
-        return _stream(chat, upstream, api, response, exchange, watch, heartbeat)
-    return _whole(chat, upstream, api, response, exchange, watch)
+        return _stream(chat, upstream, api, response, exchange, watch, heartbeat, shutdown)
+    return _whole(chat, upstream, api, response, exchange, watch, shutdown)
 
 
 async def _whole(
@@ -50,9 +52,10 @@ async def _whole(
     response: Response,
     exchange: Exchange,
     watch: ClientWatch,
+    shutdown: Shutdown,
 ) -> None:
     whole = Fold()
-    async with upstream(chat) as batches:
+    async with Work(shutdown), upstream(chat) as batches:
         exchange.begun()
         async for batch in batches:
             whole.add(batch)
@@ -77,11 +80,12 @@ async def _stream(
     exchange: Exchange,
     watch: ClientWatch,
     heartbeat: float,
+    shutdown: Shutdown,
 ) -> None:
     writer = api.stream(chat)
     stream = EventStream(response, heartbeat, lambda: _noted(chat))
     try:
-        async with upstream(chat) as batches:
+        async with Work(shutdown), upstream(chat) as batches:
             exchange.begun()
             async for batch in batches:
                 data = writer.write(batch)

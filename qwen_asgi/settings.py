@@ -78,6 +78,7 @@ ENVIRONMENT = {
     "QWEN_IDLE_TIMEOUT": "idle_timeout",
     "QWEN_TOTAL_TIMEOUT": "total_timeout",
     "QWEN_MAX_CONNECTIONS": "max_connections",
+    "QWEN_SHUTDOWN_SECONDS": "shutdown_seconds",
     "QWEN_MAX_BODY": "max_body",
     "QWEN_HEARTBEAT": "heartbeat",
     "QWEN_LOG_FILE": "log_file",
@@ -147,6 +148,8 @@ class Settings(BaseModel):
     none. Most clients of Qwen read the first, some the second."""
     estimate_usage: bool = False
     """Whether usage that an upstream does not tell is estimated, and marked as that."""
+    shutdown_seconds: Seconds = 30.0
+    """How long answers under way may go on when the gateway is told to end."""
     on_disconnect: OnDisconnect = "cancel"
     """What becomes of an answer whose client leaves: `cancel` ends the call at once, `drain` reads
     it on, so that the log has its usage."""

@@ -22,6 +22,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import uvicorn
@@ -121,7 +122,7 @@ class _Program(Gateway):
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
         async with super().lifespan(app):
-            with _on_hangup(self._read_anew):
+            with _on_hangup(self._read_anew), _on_stop(self.begin_drain):
                 yield
 
     def reload(self, settings: Settings) -> None:
@@ -194,6 +195,36 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+
+
+@contextmanager
+def _on_stop(act: Callable[[], None]) -> Iterator[None]:
+    """Act on SIGTERM and SIGINT ahead of the server, which goes on to do what it does then.
+
+    A server that waits for open streams tells them nothing of it.
+    """
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(act)
+        theirs = before[signal.Signals(number)]
+        if callable(theirs):
+            theirs(number, frame)
+
+    # Only the main thread may, and a host's own handler is called by Python only.
+    with suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            theirs = signal.getsignal(number)
+            if callable(theirs):
+                before[number] = theirs
+                signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, theirs in before.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, theirs)
 
 
 def _has_terminal() -> bool:

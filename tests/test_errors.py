@@ -20,6 +20,7 @@ from qwen_asgi.errors import (
     RateLimited,
     RequestError,
     RequestTooLarge,
+    ShuttingDown,
     UnsupportedMediaType,
     UpstreamAuthenticationFailed,
     UpstreamBlocked,
@@ -89,6 +90,7 @@ TABLE: dict[type[QwenASGIError], tuple[type[QwenASGIError], int, str, str | None
         "upstream_invalid_response",
     ),
     Overloaded: (GatewayError, 503, "overloaded_error", "overloaded"),
+    ShuttingDown: (GatewayError, 503, "overloaded_error", "shutting_down"),
     InternalError: (GatewayError, 500, "internal_error", "internal_error"),
 }
 """Section 7 of the design: whose fault, status, type and code. The two 403s are those of the wire

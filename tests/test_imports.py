@@ -98,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.tool_text.tools",
     },
     "qwen_asgi.disconnect": set(),
+    "qwen_asgi.shutdown": {"qwen_asgi.errors"},
     "qwen_asgi.exchange": {*MIDDLE, "qwen_asgi.request_log"},
     "qwen_asgi.http": {*MIDDLE, "qwen_asgi.disconnect"},
     "qwen_asgi.relay": {
@@ -106,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.disconnect",
         "qwen_asgi.exchange",
         "qwen_asgi.http",
+        "qwen_asgi.shutdown",
     },
     "qwen_asgi.routing": {
         "qwen_asgi.catalog",
