@@ -14,6 +14,12 @@ DialectName = Literal["qwen-web-v1", "qwen-web-v2", "model-studio", "openai"]
 ToolForm = Literal["hermes", "coder", "brackets"]
 """What a model without tools of its own is asked to write its calls in."""
 
+UploadWay = Literal["ticket", "multipart", "off"]
+"""How a web chat is given files."""
+
+UPLOAD_HOSTS = ("*.aliyuncs.com",)
+"""Where the web chat keeps its files."""
+
 REGIONS = {
     "beijing": "https://dashscope.aliyuncs.com/compatible-mode/v1",
     "singapore": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
@@ -29,6 +35,10 @@ ADDRESSES = {
 }
 """Where each dialect is spoken, unless told otherwise."""
 
+_UPLOAD_HOST = re.compile(
+    r"(?:https?://(?:\*\.)?(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+    r"|(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)+)"
+)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
 _FRAMING_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "upgrade"}
@@ -76,6 +86,16 @@ def _some_model(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
     return value if isinstance(value, str) else tuple(dict.fromkeys(value))
 
 
+def _plain_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in value)
+    if not hosts or not all(_UPLOAD_HOST.fullmatch(host) for host in hosts):
+        raise ValueError(
+            "should be names of hosts such as *.aliyuncs.com, which are reached by https, or "
+            "origins such as http://127.0.0.1:9000"
+        )
+    return hosts
+
+
 def _number_or_none(value: object) -> object:
     """TOML and the environment have no null."""
     return None if isinstance(value, str) and value.lower() == "none" else value
@@ -87,6 +107,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Key = Annotated[SecretStr, AfterValidator(_one_line)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Models = Annotated[tuple[ModelName, ...] | Literal["upstream"], AfterValidator(_some_model)]
+UploadHosts = Annotated[tuple[str, ...], AfterValidator(_plain_hosts)]
 Headers = Annotated[Mapping[str, SecretStr], AfterValidator(_plain_headers)]
 Connections = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -100,6 +121,12 @@ DrainTokens = Annotated[
 def revealed(secret: SecretStr | None) -> str | None:
     """Return a secret's text, for the one place that it is sent to."""
     return None if secret is None else secret.get_secret_value()
+
+
+def check_uploads(way: UploadWay, dialect: DialectName) -> None:
+    """Raise ValueError for a way of uploading that a dialect does not have."""
+    if way == "multipart" and dialect == "qwen-web-v2":
+        raise ValueError("multipart is for 'qwen-web-v1' only; use ticket or off")
 
 
 def with_address(fields: Mapping[str, Any], dialect: object) -> Mapping[str, Any]:

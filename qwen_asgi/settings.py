@@ -30,6 +30,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from qwen_asgi.config_file import ConfigError, ConfigFile
 from qwen_asgi.setting_types import (
     ADDRESSES,
+    UPLOAD_HOSTS,
     Address,
     Connections,
     DialectName,
@@ -42,6 +43,9 @@ from qwen_asgi.setting_types import (
     Seconds,
     SecondsOrNone,
     ToolForm,
+    UploadHosts,
+    UploadWay,
+    check_uploads,
     with_address,
 )
 from qwen_asgi.upstream_settings import Name, RouteSettings, Step, UpstreamSettings
@@ -62,6 +66,8 @@ ENVIRONMENT = {
     "QWEN_INCREMENTAL": "incremental",
     "QWEN_KEEP_CHATS": "keep_chats",
     "QWEN_TOOL_FORM": "tool_form",
+    "QWEN_UPLOADS": "uploads",
+    "QWEN_UPLOAD_HOSTS": "upload_hosts",
     "QWEN_REASONING_FIELD": "reasoning_field",
     "QWEN_JSON_REPAIR": "json_repair",
     "QWEN_ESTIMATE_USAGE": "estimate_usage",
@@ -91,7 +97,7 @@ ENVIRONMENT = {
 _ALSO_IN_LOWER_CASE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 """As other programs read them; where both are set, lower case goes first."""
 
-_LISTS = {"client_keys", "cors_origins", "models", "no_proxy"}
+_LISTS = {"client_keys", "cors_origins", "models", "no_proxy", "upload_hosts"}
 _SECRETS = {"api_key", "client_keys", "headers", "http_proxy", "https_proxy"}
 _PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
 
@@ -157,12 +163,19 @@ class Settings(BaseModel):
     """Longest time that an answer is read on."""
     drain_tokens: DrainTokens = None
     """Most tokens that are read on, by an estimate of the text; None for any number."""
+    uploads: UploadWay = "ticket"
+    """How a web chat is given the files in a request: `ticket`, by a ticket for object storage,
+    `multipart`, as a form, which only `qwen-web-v1` took; `off` refuses them."""
+    upload_hosts: UploadHosts = UPLOAD_HOSTS
+    """Where a ticket may send a file: hosts, reached by https, of which `*.` stands for any below;
+    or whole origins."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers for the upstream, that replace or extend the dialect's own."""
 
     upstreams: Mapping[Name, UpstreamSettings] = Field(default_factory=dict)
     """Several upstreams, by names of your own; then `upstream`, `base_url` and `models` are not to
-    be set, and `api_key`, `headers`, `incremental` and `keep_chats` stand for nothing."""
+    be set, and `api_key`, `headers`, `incremental`, `keep_chats` and `uploads` stand for
+    nothing."""
     routes: Mapping[ModelName, RouteSettings] = Field(default_factory=dict)
     """Models that are to be found elsewhere, or otherwise, than the upstreams' lists say."""
 
@@ -219,6 +232,7 @@ class Settings(BaseModel):
             findings = _findings(exc)
         else:
             _check_routes(settings)
+            _check_uploads(settings)
             return settings
         # Out here, so that it does not hold on to the other one, which holds the values.
         raise _error(findings)
@@ -345,6 +359,13 @@ def _check_routes(settings: Settings) -> None:
                 shown = f" {step.upstream!r}" if _NAME.fullmatch(step.upstream) else ""
                 message = f"there is no upstream{shown}; there are {known}"
                 raise _error([(("routes", model, "to", n), message)])
+
+
+def _check_uploads(settings: Settings) -> None:
+    try:
+        check_uploads(settings.uploads, settings.upstream)
+    except ValueError as exc:
+        raise _error([(("uploads",), str(exc))]) from None
 
 
 def _read_file(path: str | Path) -> dict[str, str | None]:

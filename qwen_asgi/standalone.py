@@ -289,7 +289,13 @@ def run_demo(host: str, port: int) -> None:
 
     key = "demo"
     with serve(SimulatedQwen(api_key=key, pace=DEMO_PACE)) as upstream:
-        settings = Settings(api_key=key, base_url=upstream, log_bodies=True, log_file=None)
+        settings = Settings(
+            api_key=key,
+            base_url=upstream,
+            upload_hosts=(upstream,),
+            log_bodies=True,
+            log_file=None,
+        )
         configure_logging(settings, "qwen_asgi", "uvicorn")
         # uvicorn's own log stays off, as `serve` has left it. An answer that was told to stall does
         # not hold the end up.

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from qwen_asgi.apis.openai_chat import read_fields
 from qwen_asgi.errors import InvalidRequest
@@ -26,6 +34,9 @@ from qwen_asgi.setting_types import (
     Seconds,
     SecondsOrNone,
     ToolForm,
+    UploadHosts,
+    UploadWay,
+    check_uploads,
     with_address,
 )
 
@@ -63,6 +74,10 @@ class UpstreamSettings(BaseModel):
     """See `Settings.tool_form`."""
     json_repair: bool = False
     """See `Settings.json_repair`."""
+    uploads: UploadWay = "ticket"
+    """See `Settings.uploads`."""
+    upload_hosts: UploadHosts | None = None
+    """See `Settings.upload_hosts`, which stand for it where it is not set."""
     headers: Headers = Field(default_factory=dict, repr=False)
     """Request headers, that replace or extend the dialect's own."""
 
@@ -97,6 +112,13 @@ class UpstreamSettings(BaseModel):
             return with_address(data, data.get("dialect"))
         except ValueError as exc:
             raise ValueError(f"base_url {exc}") from None
+
+    @field_validator("uploads")
+    @classmethod
+    def _way(cls, value: UploadWay, info: ValidationInfo) -> UploadWay:
+        if "dialect" in info.data:
+            check_uploads(value, info.data["dialect"])
+        return value
 
 
 class Step(BaseModel):

@@ -24,7 +24,7 @@ from qwen_asgi.routing import Guarded, Routing, as_asked
 from qwen_asgi.setting_types import revealed
 from qwen_asgi.settings import Settings
 from qwen_asgi.transports import Transport
-from qwen_asgi.transports.lanes import lane_to
+from qwen_asgi.transports.lanes import LaneByAddress, lane_to
 from qwen_asgi.upstream_settings import RouteSettings, UpstreamSettings
 from qwen_asgi.upstreams.call import CLOSING_SECONDS, HTTPUpstream, Reached, Timeouts
 from qwen_asgi.upstreams.model_studio import ModelStudio
@@ -32,6 +32,7 @@ from qwen_asgi.upstreams.openai_compatible import OpenAICompatible
 from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
 from qwen_asgi.upstreams.qwen_web_v2 import QwenWebV2
 from qwen_asgi.upstreams.stored_chats import StoredChats
+from qwen_asgi.upstreams.uploads import FileReader, Uploads
 
 if TYPE_CHECKING:
     import httpx
@@ -143,12 +144,15 @@ def wire(
     """
     several = settings.upstreams or {ALONE: _the_one(settings)}
     upstreams: dict[str, HTTPUpstream | StoredChats] = {}
-    transports = []
+    transports: list[Transport] = []
     for name, its in several.items():
         lane = transport or _lane(its, settings, http_client)
         if transport is None:
             transports.append(lane)
-        upstreams[name] = _upstream(its, lane, _timeouts(its, settings))
+        storage = transport or _storage_lane(its, settings, http_client)
+        if transport is None:
+            transports.append(storage)
+        upstreams[name] = _upstream(its, lane, storage, settings)
     lists = _lists(several, upstreams, before)
     asked = {
         name: _asked(several[name], settings, upstream) for name, upstream in upstreams.items()
@@ -232,6 +236,7 @@ def _the_one(settings: Settings) -> UpstreamSettings:
         keep_chats=settings.keep_chats,
         tool_form=settings.tool_form,
         json_repair=settings.json_repair,
+        uploads=settings.uploads,
         headers=settings.headers,
         total_timeout=settings.total_timeout,
     )
@@ -251,6 +256,21 @@ def _lane(
     )
 
 
+def _storage_lane(
+    its: UpstreamSettings, settings: Settings, http_client: httpx.AsyncClient | None
+) -> Transport:
+    """Return the lane to wherever an upstream keeps its files."""
+    if http_client is not None:
+        return _lane(its, settings, http_client)
+    return LaneByAddress(
+        http_proxy=revealed(settings.http_proxy),
+        https_proxy=revealed(settings.https_proxy),
+        no_proxy=settings.no_proxy,
+        max_connections=its.max_connections or settings.max_connections,
+        connect_timeout=its.connect_timeout or settings.connect_timeout,
+    )
+
+
 def _timeouts(its: UpstreamSettings, settings: Settings) -> Timeouts:
     return Timeouts(
         first=its.first_timeout or settings.first_timeout,
@@ -260,17 +280,26 @@ def _timeouts(its: UpstreamSettings, settings: Settings) -> Timeouts:
 
 
 def _upstream(
-    its: UpstreamSettings, transport: Transport, timeouts: Timeouts
+    its: UpstreamSettings, transport: Transport, storage: Transport, settings: Settings
 ) -> HTTPUpstream | StoredChats:
     url, key = its.base_url, revealed(its.api_key) or ""
     headers = {name: value.get_secret_value() for name, value in its.headers.items()}
+    timeouts = _timeouts(its, settings)
+
+    def files(dialect: FileReader) -> Uploads | None:
+        if its.uploads == "off":
+            return None
+        hosts = its.upload_hosts or settings.upload_hosts
+        return Uploads(dialect, transport, timeouts, way=its.uploads, storage=storage, hosts=hosts)
+
     match its.dialect:
         case "qwen-web-v1":
             v1 = QwenWebV1(url, key, incremental=its.incremental, headers=headers)
-            return HTTPUpstream(v1, transport, timeouts)
+            return HTTPUpstream(v1, transport, timeouts, files=files(v1))
         case "qwen-web-v2":
             v2 = QwenWebV2(url, key, headers=headers)
-            return StoredChats(v2, transport, timeouts, keep=its.keep_chats)
+            keep = its.keep_chats
+            return StoredChats(v2, transport, timeouts, keep=keep, files=files(v2))
         case "model-studio":
             return HTTPUpstream(ModelStudio(url, key, headers=headers), transport, timeouts)
         case "openai":

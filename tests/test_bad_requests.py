@@ -144,7 +144,7 @@ BAD = [
     content("a text part without text", "[0].text", [{"type": "text"}]),
     content("a text part of a number", "[0].text", [{"type": "text", "text": 1}]),
     content("a second part without a type", "[1].type", [{"type": "text", "text": ""}, {}]),
-    content("sound", "[0].type", [{"type": "input_audio", "input_audio": {}}]),
+    content("sound", "[0].input_audio", [{"type": "input_audio", "input_audio": {}}]),
     content(
         "a picture within the request",
         "[0].image_url",

@@ -284,6 +284,7 @@ AWAITING = {
     "qwen_asgi.upstreams.call",
     "qwen_asgi.upstreams.removals",
     "qwen_asgi.upstreams.stored_chats",
+    "qwen_asgi.upstreams.uploads",
 }
 PURE_FOLDERS = [
     *within("qwen_asgi.apis"),

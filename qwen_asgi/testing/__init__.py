@@ -29,6 +29,7 @@ from qwen_asgi.testing.simulated_qwen import (
     RecordedRequest,
     SimulatedQwen,
 )
+from qwen_asgi.testing.storage import StoredFile
 from qwen_asgi.testing.web import UNAUTHORIZED
 from qwen_asgi.testing.web_v1 import SEARCH_FRAME
 
@@ -50,5 +51,6 @@ __all__ = [
     "Fault",
     "RecordedRequest",
     "SimulatedQwen",
+    "StoredFile",
     "serve",
 ]

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic_core import from_json
 from starlette.datastructures import QueryParams
@@ -27,6 +27,7 @@ from qwen_asgi.testing.replies import (
     last_user_text,
     words,
 )
+from qwen_asgi.testing.storage import BUCKET, Storage, UploadStep
 from qwen_asgi.testing.web_v2 import Chats, completion
 
 MODELS = (
@@ -115,6 +116,8 @@ class SimulatedQwen:
         """Wordings of an answer in one stream of generation 2 (W2-55)."""
         self.chats = Chats()
         """Generation 2's stored chats."""
+        self.storage = Storage()
+        """The files that were uploaded, of both generations."""
         self.requests: deque[RecordedRequest] = deque(maxlen=1000)
         """What came in, newest last."""
         self.open = 0
@@ -123,6 +126,9 @@ class SimulatedQwen:
         """Answers whose client left before their end."""
         self._faults: deque[Fault] = deque()
         self._faults_around: deque[Fault] = deque()
+        self._faults_of_uploads: dict[str, deque[Fault]] = {
+            step: deque() for step in get_args(UploadStep)
+        }
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
@@ -131,14 +137,23 @@ class SimulatedQwen:
             f"{self.hung_up} hung up, {len(self._faults)} faults to come>"
         )
 
-    def fail(self, *faults: Fault, times: int = 1, around: bool = False) -> None:
+    def fail(
+        self,
+        *faults: Fault,
+        times: int = 1,
+        around: bool = False,
+        upload: UploadStep | None = None,
+    ) -> None:
         """Let the next requests meet these faults, one each, and that `times` over.
 
-        `around` is for the calls of generation 2 that make, stop and remove a chat; the others do
-        not meet these, nor these the others.
+        `around` is for the calls of generation 2 that make, stop and remove a chat, `upload` names
+        one of those that bring a file; the others do not meet these, nor these the others.
         """
         with self._changed:
-            (self._faults_around if around else self._faults).extend(faults * times)
+            if upload is not None:
+                self._faults_of_uploads[upload].extend(faults * times)
+            else:
+                (self._faults_around if around else self._faults).extend(faults * times)
 
     def wait_for(self, predicate: Callable[[SimulatedQwen], object], timeout: float = 5.0) -> None:
         """Block until `predicate` of this object holds; for a thread other than the simulator's.
@@ -184,6 +199,8 @@ class SimulatedQwen:
             self._changed.notify_all()
             is_around = request.path.startswith(("/api/v2/chats/", "/api/v2/chat/completions/stop"))
             faults = self._faults_around if is_around else self._faults
+            if step := _upload_step(request):
+                faults = self._faults_of_uploads[step]
             return faults.popleft() if faults else None
 
     def _end(self, left: bool) -> None:
@@ -193,11 +210,17 @@ class SimulatedQwen:
             self._changed.notify_all()
 
     def _answer(self, request: RecordedRequest) -> Answer:
+        step = _upload_step(request)
+        if step == "put":
+            # The storage is a house of its own: it knows tickets, and no bearer.
+            return self.storage.put(request.path, request.headers, request.raw)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token or self.api_key not in (None, token):
             is_web = request.path.startswith("/api/")
             refused = whole_answer(web.UNAUTHORIZED, status=401)
             return refused if is_web else openai_shaped.unauthorized()
+        if step is not None:
+            return self._upload(step, request)
         path, body = request.path, request.body
         match request.method, path:
             case "POST", "/api/chat/completions":
@@ -220,6 +243,17 @@ class SimulatedQwen:
                 return openai_shaped.models(self.models)
         return whole_answer(dump({"detail": "Not Found"}), status=404)
 
+    def _upload(self, step: UploadStep, request: RecordedRequest) -> Answer:
+        match step:
+            case "multipart":
+                return self.storage.take_form(request.headers["content-type"], request.raw)
+            case "ticket":
+                host, wrapped = request.headers["host"], request.path.startswith("/api/v2/")
+                return self.storage.give_ticket(request.body, host, wrapped=wrapped)
+            case "parse":
+                return self.storage.parse(request.body)
+        return self.storage.parse_status(request.body)
+
     def _completion_v1(self, body: Any) -> Answer:
         match body:
             case {"model": str(model), "messages": [*_, {}]}:
@@ -230,6 +264,7 @@ class SimulatedQwen:
 
     def _completion_v2(self, chat_id: str, body: Any) -> Answer:
         refused = self.chats.refusal(chat_id, body, self.models)
+        refused = refused or self.storage.refusal(body["messages"][0])
         if refused is not None:
             return refused
         answer = completion(chat_id, body, self._reply(body))
@@ -267,6 +302,22 @@ class SimulatedQwen:
         if self.pieces is None:
             return words(text)
         return self.pieces(text) if callable(self.pieces) else list(slices(text, self.pieces))
+
+
+_UPLOADS: Mapping[str, UploadStep] = {
+    "/api/v1/files/": "multipart",
+    "/api/v1/files/getstsToken": "ticket",
+    "/api/v2/files/getstsToken": "ticket",
+    "/api/v2/files/parse": "parse",
+    "/api/v2/files/parse/status": "parse_status",
+}
+
+
+def _upload_step(request: RecordedRequest) -> UploadStep | None:
+    """Return which call of an upload a request is; None if it is none."""
+    if request.method == "PUT":
+        return "put" if request.path.startswith(f"/{BUCKET}/") else None
+    return _UPLOADS.get(request.path) if request.method == "POST" else None
 
 
 async def _record(scope: Scope, receive: Receive) -> RecordedRequest:

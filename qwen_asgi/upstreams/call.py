@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol, TypeVar
 
-from qwen_asgi.chat import Batches, ChatRequest, Event, ModelInfo, Usage
+from qwen_asgi.chat import Batches, ChatRequest, Event, Message, ModelInfo, Usage
 from qwen_asgi.errors import (
     UpstreamError,
     UpstreamFirstTimeout,
@@ -42,6 +43,8 @@ CLOSING_SECONDS = 2.0
 REFUSAL_SECONDS = 2.0
 """Longest wait for the body of a refusal: its status alone says what is needed most."""
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -55,13 +58,38 @@ class Timeouts:
     """Longest life of the whole answer; None for no end."""
 
 
+class Files(Protocol):
+    """How the files in requests come to an upstream before the chats that speak of them."""
+
+    def are_in(self, messages: Sequence[Message]) -> bool:
+        """Whether there are any; asked of every chat."""
+
+    async def brought(
+        self, request: ChatRequest, check: Callable[[ChatRequest], object], clock: Clock
+    ) -> ChatRequest:
+        """Return the request with the upstream's files in the place of its own.
+
+        `check` is first given it with stand-ins for them, and raises what is refused anyway. Raises
+        InvalidRequest for a file that is not taken, and UpstreamError.
+        """
+
+
 class Reached:
     """What is reached by HTTP: whose answers a dialect reads, over a transport."""
 
-    def __init__(self, reader: AnswerReader, transport: Transport, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        reader: AnswerReader,
+        transport: Transport,
+        timeouts: Timeouts,
+        *,
+        files: Files | None = None,
+    ) -> None:
         self.reader = reader
         self.transport = transport
         self.timeouts = timeouts
+        self.files = files
+        """None where files in a request are the dialect's own matter."""
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that the upstream has. Raises UpstreamError."""
@@ -75,7 +103,7 @@ class Reached:
             async with self.transport.open(call, within=clock.left()) as response:
                 if response.status != 200:
                     raise await self.refusal(response, clock)
-                return await _read_up_to(DOCUMENT_LIMIT, response, clock)
+                return await read_up_to(DOCUMENT_LIMIT, response, clock)
         except UpstreamTimeout as error:
             raise clock.named(error) from None
 
@@ -85,6 +113,11 @@ class Reached:
 
     async def refusal(self, response: UpstreamResponse, clock: Clock) -> UpstreamError:
         """Return the error that an answer of another status than 200 means."""
+        body = await self.error_body(response, clock)
+        return self.reader.refusal(response.status, response.headers, body)
+
+    async def error_body(self, response: UpstreamResponse, clock: Clock) -> bytes:
+        """Return as much as is soon there of what is said beside such a status."""
         body = bytearray()
         until = time.monotonic() + min(REFUSAL_SECONDS, clock.left())
         # The status is known; a body that stalls or breaks off does not change what it means.
@@ -94,14 +127,21 @@ class Reached:
                 if not data:
                     break
                 body += data
-        return self.reader.refusal(response.status, response.headers, bytes(body))
+        return bytes(body)
 
 
 class HTTPUpstream(Reached):
     """An `Upstream` that is asked in one call."""
 
-    def __init__(self, dialect: Dialect, transport: Transport, timeouts: Timeouts) -> None:
-        super().__init__(dialect, transport, timeouts)
+    def __init__(
+        self,
+        dialect: Dialect,
+        transport: Transport,
+        timeouts: Timeouts,
+        *,
+        files: Files | None = None,
+    ) -> None:
+        super().__init__(dialect, transport, timeouts, files=files)
         self.dialect = dialect
 
     def __call__(self, request: ChatRequest) -> _OneCall:
@@ -116,6 +156,19 @@ class Call:
     def __init__(self, reached: Reached, request: ChatRequest) -> None:
         self._reached = reached
         self._request = request
+
+    async def _encoded(self, encode: Callable[[ChatRequest], _T], clock: Clock) -> _T:
+        """Return what `encode` makes of the request once the upstream has the files in it."""
+        request, files = self._request, self._reached.files
+        try:
+            if files is not None and files.are_in(request.messages):
+                request = await files.brought(request, encode, clock)
+            encoded = encode(request)
+        except UpstreamError:
+            request.notes.attempts += 1
+            raise
+        request.notes.attempts += 1
+        return encoded
 
     async def _enter(self, call: UpstreamRequest, clock: Clock) -> Batches:
         reached = self._reached
@@ -158,13 +211,12 @@ class _OneCall(Call):
         self._upstream = upstream
 
     async def __aenter__(self) -> Batches:
-        call = self._upstream.dialect.encode(self._request)
-        request = self._request
-        request.notes.attempts += 1
-        return await self._enter(call, Clock(self._upstream.timeouts, request.deadline))
+        clock = Clock(self._upstream.timeouts, self._request.deadline)
+        return await self._enter(await self._encoded(self._upstream.dialect.encode, clock), clock)
 
 
-async def _read_up_to(limit: int, response: UpstreamResponse, clock: Clock) -> bytes:
+async def read_up_to(limit: int, response: UpstreamResponse, clock: Clock) -> bytes:
+    """Return a body, of a longer one its first bytes. Raises UpstreamError."""
     body = bytearray()
     while len(body) < limit:
         data = await response.read(within=clock.left())

@@ -19,6 +19,8 @@ from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models
 from qwen_asgi.upstreams._fields import ignored, refuse
+from qwen_asgi.upstreams._inline_files import UploadedPart
+from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams._web_requests import (
     known_fields,
     link_of,
@@ -79,6 +81,7 @@ class QwenWebV1:
         self._incremental = incremental
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**HEADERS, **credential, **(headers or {})}
+        self.uploads = UploadCalls(base_url, self._headers, self._secrets, generation=1)
 
     def encode(self, request: ChatRequest) -> UpstreamRequest:
         refuse(request.options, POLICY.refused, self.name)
@@ -214,6 +217,9 @@ def _part(part: Part, where: str) -> dict[str, Any]:
 
 def _image(part: Part, where: str) -> str:
     """Return the link, or the file id of the upstream's own, that a picture part names."""
+    if isinstance(part, UploadedPart):
+        # Of an upload by form the id is known, of one by ticket the address (W1-33, W1-34).
+        return part.upload.url or part.upload.id
     if part.kind == "image_url":
         return link_of(part.data, where, QwenWebV1.name)
     image = part.data.get("image")

@@ -23,7 +23,10 @@ from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models, read_object
 from qwen_asgi.upstreams._fields import ignored, refuse
+from qwen_asgi.upstreams._file_types import Kind
+from qwen_asgi.upstreams._inline_files import MOST_FILES, UploadedPart
 from qwen_asgi.upstreams._transcript import transcript
+from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams._web_requests import (
     known_fields,
     link_of,
@@ -54,8 +57,12 @@ TASK_CHAT_TYPES = {"deep_research", "t2v"}
 """Modes that are answered with a task to wait for (W2-60), or in phases of their own whose form
 nobody has written down (W2-48)."""
 
-MOST_FILES = 5
-"""Pictures in one turn (W2-33)."""
+SHOWN_AS: Mapping[Kind, tuple[str, str]] = {
+    "image": ("image", "vision"),
+    "audio": ("audio", "audio"),
+    "document": ("file", "document"),
+}
+"""The `type` and the `file_class` of each kind of file (W2-33)."""
 
 POLICY = column("qwen-web-v2")
 
@@ -86,6 +93,7 @@ class QwenWebV2:
         self._secrets = Secrets(api_key, headers)
         credential = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**HEADERS, **credential, **(headers or {})}
+        self.uploads = UploadCalls(base_url, self._headers, self._secrets, generation=2)
 
     def encode_opening(self, request: ChatRequest) -> Opening:
         refuse(request.options, POLICY.refused, self.name)
@@ -201,7 +209,8 @@ def _turn(request: ChatRequest) -> dict[str, Any]:
     files = [file for i, m in enumerate(request.messages) for file in _files(m, f"messages[{i}]")]
     if len(files) > MOST_FILES:
         raise InvalidRequest(
-            f"the upstream {QwenWebV2.name!r} takes {MOST_FILES} pictures, not {len(files)}",
+            f"the upstream {QwenWebV2.name!r} takes {MOST_FILES} files in a request, "
+            f"not {len(files)}",
             code="unsupported_parameter",
             param="messages",
         )
@@ -238,13 +247,15 @@ def _features(options: Mapping[str, Any], last: Message, param: str) -> dict[str
 
 
 def _files(message: Message, where: str) -> list[dict[str, Any]]:
-    """Return the pictures of a message as the upstream's files (W2-33)."""
+    """Return a message's files, and links to pictures, as the upstream has them (W2-33)."""
     refuse_tools(message, where, QwenWebV2.name)
     if isinstance(message.content, str):
         return []
     files = []
     for i, part in enumerate(message.content):
-        if part.kind == "image_url":
+        if isinstance(part, UploadedPart):
+            files.append(_uploaded(part))
+        elif part.kind == "image_url":
             files.append(_file(link_of(part.data, f"{where}.content[{i}]", QwenWebV2.name)))
         elif part.kind != "text":
             raise InvalidRequest(
@@ -269,4 +280,41 @@ def _file(link: str) -> dict[str, Any]:
         "file_type": "image",
         "showType": "image",
         "file_class": "vision",
+    }
+
+
+def _uploaded(part: UploadedPart) -> dict[str, Any]:
+    """Return an upload as the web client's captures have it."""
+    file, id, size = part.file, part.upload.id, len(part.file.data)
+    shown, file_class = SHOWN_AS[file.kind]
+    now = int(time.time() * 1000)
+    item, task = fresh_uuids(2)
+    meta: dict[str, Any] = {"name": file.name, "size": size, "content_type": file.media_type}
+    if file.kind == "document":
+        meta["parse_meta"] = {"parse_status": "success"}
+    return {
+        "type": shown,
+        "file": {
+            "created_at": now,
+            "data": {},
+            "filename": file.name,
+            "hash": None,
+            "id": id,
+            "meta": meta,
+            "update_at": now,
+        },
+        "id": id,
+        "url": part.upload.url,
+        "name": file.name,
+        "collection_name": "",
+        "progress": 0,
+        "status": "uploaded",
+        "greenNet": "success",
+        "size": size,
+        "error": "",
+        "itemId": item,
+        "file_type": file.media_type,
+        "showType": shown,
+        "file_class": file_class,
+        "uploadTaskId": task,
     }

@@ -23,7 +23,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.transports import Transport, UpstreamRequest
 from qwen_asgi.upstreams import AnswerReader
-from qwen_asgi.upstreams.call import CLOSING_SECONDS, Call, Clock, Reached, Timeouts
+from qwen_asgi.upstreams.call import CLOSING_SECONDS, Call, Clock, Files, Reached, Timeouts
 from qwen_asgi.upstreams.removals import Removals
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ class StoredChats(Reached):
         timeouts: Timeouts,
         *,
         keep: bool = False,
+        files: Files | None = None,
     ) -> None:
-        super().__init__(dialect, transport, timeouts)
+        super().__init__(dialect, transport, timeouts, files=files)
         self.chats = dialect
         self._keep = keep
         self._removals = Removals()
@@ -173,9 +174,8 @@ class _ChatCall(Call):
 
     async def __aenter__(self) -> Batches:
         chats = self._chats
-        opening = chats.chats.encode_opening(self._request)
-        self._request.notes.attempts += 1
         clock = Clock(chats.timeouts, self._request.deadline)
+        opening = await self._encoded(chats.chats.encode_opening, clock)
         self._chat_id = await chats.open(opening.call, clock)
         try:
             return await self._enter(opening.ask(self._chat_id), clock)

@@ -19,7 +19,8 @@ from qwen_asgi.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
 )
-from qwen_asgi.upstreams.qwen_web_v2 import MOST_FILES, QwenWebV2
+from qwen_asgi.upstreams._inline_files import MOST_FILES
+from qwen_asgi.upstreams.qwen_web_v2 import QwenWebV2
 from tests.wire import sample
 
 ID = "11111111-1111-4111-8111-111111111111"

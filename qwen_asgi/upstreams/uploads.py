@@ -1,0 +1,224 @@
+"""Brings the files in a request to an upstream that takes them only before the chat.
+
+Identical files that are under way are brought once, for all who wait for them, and an upload is
+known for a while by its content. A failure is nobody's but those who waited for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Literal, Protocol
+from weakref import WeakKeyDictionary
+
+from qwen_asgi.chat import ChatRequest, Message, Part
+from qwen_asgi.errors import UpstreamError, UpstreamTimeout
+from qwen_asgi.transports import Transport
+from qwen_asgi.upstreams import AnswerReader, _oss
+from qwen_asgi.upstreams._inline_files import (
+    InlineFile,
+    Upload,
+    has_files,
+    held_in,
+    part_at,
+    read_file,
+    size_of,
+    with_uploads,
+)
+from qwen_asgi.upstreams._upload_calls import UploadCalls
+from qwen_asgi.upstreams.call import ERROR_BODY_LIMIT, Clock, Reached, Timeouts, read_up_to
+
+MOST_AT_ONCE = 3
+"""Files of one request that are under way at one time."""
+
+LARGE = 256 * 1024
+"""Characters of base64 from which on another thread decodes them."""
+
+MOST_KNOWN = 1000
+"""Uploads that are remembered; each takes some 2 KiB, most of it its address."""
+
+KNOWN_SECONDS = 1800.0
+"""How long one is remembered, unless its address says that it ends sooner."""
+
+MARGIN = 60.0
+"""Seconds before that end from which on it is not used any more: the upstream still has to fetch
+the file. Captures show addresses that hold for 300 seconds."""
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 2.0
+"""Seconds before a document is asked after again; each pause is twice as long as the last."""
+
+Way = Literal["ticket", "multipart"]
+
+_Key = tuple[str, str, bytes]
+"""Kind, media type and SHA-256 of a file."""
+
+
+class FileReader(AnswerReader, Protocol):
+    """How to read what an upstream that takes files answers."""
+
+    uploads: UploadCalls
+
+
+class Uploads(Reached):
+    """The files of one upstream; see `call.Files`."""
+
+    def __init__(
+        self,
+        dialect: FileReader,
+        transport: Transport,
+        timeouts: Timeouts,
+        *,
+        way: Way = "ticket",
+        storage: Transport,
+        hosts: Sequence[str],
+    ) -> None:
+        """`storage` leads to wherever tickets say that files go, if that is one of `hosts`."""
+        super().__init__(dialect, transport, timeouts)
+        self._calls = dialect.uploads
+        self._upload = self._by_form if way == "multipart" else self._by_ticket
+        self._storage = storage
+        self._hosts = hosts
+        self._known: dict[_Key, tuple[float, Upload]] = {}
+        """Until when, in seconds of the monotonic clock, and what; the oldest first."""
+        self._flights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Flight]] = (
+            WeakKeyDictionary()
+        )
+
+    def are_in(self, messages: Sequence[Message]) -> bool:
+        return has_files(messages)
+
+    async def brought(
+        self, request: ChatRequest, check: Callable[[ChatRequest], object], clock: Clock
+    ) -> ChatRequest:
+        name, kinds = self.reader.name, self._calls.kinds
+        held = held_in(request.messages, name)
+        blank = InlineFile("image", "", "", b"", b"")
+        # What is refused for anything else is refused before a file is read, or sent.
+        check(with_uploads(request, held, [blank] * len(held), [Upload("")] * len(held)))
+        parts = [(part_at(request.messages, at), at.where) for at in held]
+        read = partial(_read_all, parts, partial(read_file, kinds=kinds, upstream=name))
+        is_large = sum(size_of(part) for part, _ in parts) > LARGE
+        files = await asyncio.to_thread(read) if is_large else read()
+        return with_uploads(request, held, files, await self._all(files, clock))
+
+    async def _all(self, files: Sequence[InlineFile], clock: Clock) -> list[Upload]:
+        if len(files) == 1:
+            return [await self._one(files[0], clock)]
+        slots = asyncio.Semaphore(MOST_AT_ONCE)
+
+        async def in_turn(file: InlineFile) -> Upload:
+            async with slots:
+                return await self._one(file, clock)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(in_turn(file)) for file in files]
+        except BaseExceptionGroup as failed:
+            # The first failure ended the others.
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _one(self, file: InlineFile, clock: Clock) -> Upload:
+        """Return the upload of a file: known, under way, or begun now."""
+        key = (file.kind, file.media_type, file.digest)
+        until, known = self._known.get(key, (0.0, Upload("")))
+        if time.monotonic() < until:
+            return known
+        loop = asyncio.get_running_loop()
+        flights = self._flights.setdefault(loop, {})
+        flight = flights.get(key)
+        if flight is None:
+            task = loop.create_task(self._bring(key, file), name="qwen_asgi upload")
+            task.add_done_callback(_hear)
+            flight = flights[key] = _Flight(task)
+        flight.waiting += 1
+        try:
+            await asyncio.wait({flight.task}, timeout=clock.left())
+            if not flight.task.done():
+                raise clock.named(UpstreamTimeout("the upstream did not take a file in time"))
+            return flight.task.result()
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting:
+                # It has landed, or it is no use to anybody any more.
+                flight.task.cancel()
+                if flights.get(key) is flight:
+                    del flights[key]
+
+    async def _bring(self, key: _Key, file: InlineFile) -> Upload:
+        began = time.monotonic()
+        # Whoever began it may leave: what bounds it is not that one's request.
+        clock = Clock(Timeouts(first=self.timeouts.first))
+        try:
+            upload = await self._upload(file, clock)
+        except UpstreamError as error:
+            error.message = f"a file could not be uploaded: {error.message}"
+            raise
+        holds = _oss.lifetime(upload.url, time.time())
+        lasts = KNOWN_SECONDS if holds is None else min(KNOWN_SECONDS, holds - MARGIN)
+        self._remember(key, began + lasts, upload)
+        return upload
+
+    def _remember(self, key: _Key, until: float, upload: Upload) -> None:
+        known = self._known
+        known.pop(key, None)
+        while len(known) >= MOST_KNOWN:
+            # Another thread's loop may have taken it at this moment.
+            with suppress(StopIteration, RuntimeError):
+                known.pop(next(iter(known)), None)
+        known[key] = (until, upload)
+
+    async def _by_form(self, file: InlineFile, clock: Clock) -> Upload:
+        return self._calls.read_form(await self.document(self._calls.form(file), clock))
+
+    async def _by_ticket(self, file: InlineFile, clock: Clock) -> Upload:
+        calls = self._calls
+        ticket = calls.read_ticket(await self.document(calls.ticket(file), clock))
+        await self._put(ticket, file, clock)
+        if file.kind == "document":
+            await self._parse(ticket.file.id, clock)
+        return ticket.file
+
+    async def _put(self, ticket: _oss.Ticket, file: InlineFile, clock: Clock) -> None:
+        url = _oss.object_url(ticket, self._hosts)
+        call = _oss.signed_put(ticket, url, file, time.time())
+        try:
+            async with self._storage.open(call, within=clock.left()) as response:
+                if response.status != 200:
+                    raise _oss.refusal(response.status, await self.error_body(response, clock))
+                await read_up_to(ERROR_BODY_LIMIT, response, clock)
+        except UpstreamTimeout as error:
+            raise clock.named(error) from None
+
+    async def _parse(self, id: str, clock: Clock) -> None:
+        calls, pause = self._calls, FIRST_PAUSE
+        calls.read_parse(await self.document(calls.parse(id), clock))
+        while not calls.read_parse_state(await self.document(calls.parse_state(id), clock)):
+            await asyncio.sleep(min(pause, clock.left()))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class _Flight:
+    """An upload under way, and how many wait for it."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self, task: asyncio.Task[Upload]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+def _hear(task: asyncio.Task[Upload]) -> None:
+    """Take a task's error, so that nobody is told that it was not taken."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _read_all(
+    parts: Sequence[tuple[Part, str]], read: Callable[[Part, str], InlineFile]
+) -> list[InlineFile]:
+    return [read(part, where) for part, where in parts]
