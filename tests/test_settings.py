@@ -60,6 +60,8 @@ def test_defaults_are_the_designs() -> None:
         "drain_seconds": 60,
         "drain_tokens": None,
         "estimate_usage": False,
+        "uploads": "ticket",
+        "upload_hosts": ("*.aliyuncs.com",),
         "reasoning_field": "reasoning_content",
         "upstreams": {},
         "routes": {},
@@ -135,6 +137,31 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "drain_seconds": ([0.5, 86400], [0, -1, 86401, float("nan"), None]),
     "drain_tokens": ([1, None, "none"], [0, -1, 1.5, "x"]),
     "reasoning_field": (["reasoning_content", "reasoning", "both"], ["thoughts", "", None, 2]),
+    "uploads": (["ticket", "multipart", "off"], ["s3", "", None, 2]),
+    "upload_hosts": (
+        [
+            ("*.aliyuncs.com",),
+            ["store.example", "http://127.0.0.1:9000"],
+            ("https://*.store.example:8443", "http://[::1]:9"),
+        ],
+        [
+            (),
+            ("",),
+            ("*",),
+            ("localhost",),
+            ("a b.example",),
+            ("ftp://store.example",),
+            ("https://store.example/path",),
+            ("https://user@store.example",),
+            ("http://store.example?x",),
+            ("*.*.example",),
+            ("store.example:9000",),
+            ("ex*ample.org",),
+            "store.example",
+            None,
+            (5,),
+        ],
+    ),
     "headers": (
         [{}, {"X-A": "b"}, {"x-a": "b c\td"}],
         [
@@ -166,6 +193,8 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
             {"": {"dialect": "model-studio"}},
             {"a": {"dialect": "model-studio", "novelty": 1}},
             {"a": {"dialect": "model-studio", "retries": -1}},
+            {"a": {"dialect": "qwen-web-v2", "uploads": "multipart"}},
+            {"a": {"dialect": "qwen-web-v2", "upload_hosts": ()}},
             {"a": 5},
             [],
             None,
@@ -235,6 +264,15 @@ def test_model_studio_is_found_by_its_region_or_address() -> None:
     assert wrong(upstream="model-studio", base_url="atlantis").startswith("base_url: ")
     assert wrong(upstream="model-studio", base_url=5).startswith("base_url: ")
     assert wrong(base_url="beijing").startswith("base_url: ")
+
+
+def test_files_go_by_form_to_the_first_web_chat_only() -> None:
+    assert wrong(upstream="qwen-web-v2", uploads="multipart").startswith("uploads: multipart is")
+    assert Settings(upstream="qwen-web-v1", uploads="multipart").uploads == "multipart"
+    environ = {"QWEN_UPSTREAM": "qwen-web-v2", "QWEN_UPLOADS": "multipart"}
+    assert wrong_in(environ).startswith("QWEN_UPLOADS: multipart is for")
+    several = {"a": {"dialect": "qwen-web-v2", "uploads": "multipart"}}
+    assert wrong(upstreams=several).startswith("upstreams.a.uploads: multipart is for")
 
 
 def test_each_setting_says_in_words_what_it_is() -> None:
@@ -368,6 +406,12 @@ READ: dict[str, tuple[str, str, Any]] = {
     "QWEN_DRAIN_SECONDS": ("drain_seconds", "5", 5),
     "QWEN_DRAIN_TOKENS": ("drain_tokens", "500", 500),
     "QWEN_REASONING_FIELD": ("reasoning_field", "both", "both"),
+    "QWEN_UPLOADS": ("uploads", "off", "off"),
+    "QWEN_UPLOAD_HOSTS": (
+        "upload_hosts",
+        "*.Aliyuncs.com, http://127.0.0.1:9000",
+        ("*.aliyuncs.com", "http://127.0.0.1:9000"),
+    ),
     "QWEN_HEADERS": (
         "headers",
         "User-Agent: x\nX-A: b: c",

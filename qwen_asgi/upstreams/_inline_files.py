@@ -287,21 +287,26 @@ def _decoded(encoded: _Encoded, where: str) -> bytes:
             "file, or of a picture a link",
             where,
         )
-    pieces = []
-    for at in range(start, len(text), PIECE):
-        piece = text[at : at + PIECE]
-        try:
-            pieces.append(a2b_base64(piece, strict_mode=True))
-        except ValueError:
-            raise _not_base64(where) from None
-        if len(pieces[-1]) < PIECE // 4 * 3 and at + PIECE < len(text):
-            # It was padded in the middle.
-            raise _not_base64(where)
+    pieces = [_piece(text[at : at + PIECE], where) for at in range(start, len(text), PIECE)]
+    if any(len(piece) < PIECE // 4 * 3 for piece in pieces[:-1]):
+        # It was padded in the middle.
+        raise _not_base64(where)
     data = b"".join(pieces)
     if not data:
         raise InvalidRequest(f"{where} holds an empty file", param=where)
     if len(data) > MOST_BYTES:
         raise _unfit(f"{where} holds {len(data)} bytes; at most {MOST_BYTES} are taken", where)
+    return data
+
+
+def _piece(text: str, where: str) -> bytes:
+    try:
+        data = a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise _not_base64(where) from None
+    # Python 3.11 takes any number of signs that only pad.
+    if len(text) % 4 or len(data) < len(text) // 4 * 3 - 2:
+        raise _not_base64(where)
     return data
 
 

@@ -71,7 +71,8 @@ def object_url(ticket: Ticket, hosts: Sequence[str]) -> str:
         if any(_is_at(origin, allowed) for allowed in hosts):
             return origin + quote(path)
     raise UpstreamInvalidResponse(
-        f"the upstream keeps its files at {host}, which is none of upload_hosts (QWEN_UPLOAD_HOSTS)"
+        "the upstream keeps its files at a place that is none of upload_hosts (QWEN_UPLOAD_HOSTS); "
+        "the gateway's log says where"
     )
 
 

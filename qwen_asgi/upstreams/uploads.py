@@ -7,6 +7,7 @@ known for a while by its content. A failure is nobody's but those who waited for
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
 
 from qwen_asgi.chat import ChatRequest, Message, Part
-from qwen_asgi.errors import UpstreamError, UpstreamTimeout
+from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
 from qwen_asgi.transports import Transport
 from qwen_asgi.upstreams import AnswerReader, _oss
 from qwen_asgi.upstreams._inline_files import (
@@ -30,6 +31,8 @@ from qwen_asgi.upstreams._inline_files import (
 )
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams.call import ERROR_BODY_LIMIT, Clock, Reached, Timeouts, read_up_to
+
+logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 3
 """Files of one request that are under way at one time."""
@@ -184,7 +187,17 @@ class Uploads(Reached):
         return ticket.file
 
     async def _put(self, ticket: _oss.Ticket, file: InlineFile, clock: Clock) -> None:
-        url = _oss.object_url(ticket, self._hosts)
+        try:
+            url = _oss.object_url(ticket, self._hosts)
+        except UpstreamInvalidResponse:
+            # A client's answer names no address.
+            logger.warning(
+                "upstream %s keeps its files at %s (bucket %s), which is none of upload_hosts",
+                self.reader.name,
+                ticket.endpoint,
+                ticket.bucket,
+            )
+            raise
         call = _oss.signed_put(ticket, url, file, time.time())
         try:
             async with self._storage.open(call, within=clock.left()) as response:

@@ -10,10 +10,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import Settings
-from qwen_asgi.testing import serve
+from qwen_asgi.testing import SimulatedQwen, serve
+from qwen_asgi.transports import UpstreamRequest
 from qwen_asgi.transports.direct import DirectTransport
 from qwen_asgi.transports.httpx import HttpxTransport
-from qwen_asgi.transports.lanes import lane_to
+from qwen_asgi.transports.lanes import LaneByAddress, lane_to
 from tests.conftest import UPSTREAM_KEY, GatewayURL, answer_of, ask
 
 LIMITS: dict[str, Any] = {"max_connections": 10, "connect_timeout": 1.0}
@@ -49,6 +50,29 @@ def test_a_given_client_is_used_as_it_is() -> None:
     given = httpx.AsyncClient()
     lane = lane_to("https://qwen.example", http_client=given, https_proxy=PROXY, **LIMITS)
     assert isinstance(lane, HttpxTransport)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("no_proxy", [(), ("127.0.0.1",)])
+async def test_each_address_takes_the_lane_that_is_its_own(
+    qwen: SimulatedQwen,
+    qwen_url: str,
+    proxy: tuple[ForwardProxy, str],
+    no_proxy: tuple[str, ...],
+) -> None:
+    lanes = LaneByAddress(http_proxy=proxy[1], no_proxy=no_proxy, **LIMITS)
+    headers = {"authorization": f"Bearer {UPSTREAM_KEY}"}
+    for _ in range(2):
+        request = UpstreamRequest(
+            method="POST", url=f"{qwen_url}/api/v2/files/parse", headers=headers
+        )
+        async with lanes.open(request, within=5) as response:
+            assert response.status == 200
+            while await response.read(within=5):
+                pass
+    assert len(qwen.requests) == 2
+    assert len(proxy[0].asked) == (0 if no_proxy else 2)
+    await lanes.aclose()
 
 
 class ForwardProxy:
