@@ -283,6 +283,7 @@ def test_only_the_program_and_the_simulator_touch_the_process() -> None:
 AWAITING = {
     "qwen_asgi.upstreams.call",
     "qwen_asgi.upstreams.removals",
+    "qwen_asgi.upstreams.shared_work",
     "qwen_asgi.upstreams.stored_chats",
     "qwen_asgi.upstreams.uploads",
 }

@@ -113,15 +113,11 @@ def held_in(messages: Sequence[Message], upstream: str) -> list[Held]:
         for p, part in enumerate(message.content)
         if holds_file(part)
     ]
-    for most, what, found in (
-        (MOST_FILES, "files", held),
-        (MOST_AUDIO, "audio file", [h for h in held if h.kind == "input_audio"]),
-    ):
-        if len(found) > most:
-            raise _unfit(
-                f"the upstream {upstream!r} takes {most} {what} in a request, not {len(found)}",
-                "messages" if most == MOST_FILES else found[most].where,
-            )
+    if len(held) > MOST_FILES:
+        raise _unfit(
+            f"the upstream {upstream!r} takes {MOST_FILES} files in a request, not {len(held)}",
+            "messages",
+        )
     return held
 
 
@@ -187,6 +183,17 @@ def read_file(part: Part, where: str, kinds: Collection[Kind], upstream: str) ->
         media_type = found
     name = _plain_name(encoded.name, kind, media_type)
     return InlineFile(kind, media_type, name, data, hashlib.sha256(data).digest())
+
+
+def check_kinds(files: Sequence[InlineFile], held: Sequence[Held], upstream: str) -> None:
+    """Raise InvalidRequest for more files of a kind than a turn may have."""
+    audio = [at for file, at in zip(files, held, strict=True) if file.kind == "audio"]
+    if len(audio) > MOST_AUDIO:
+        raise _unfit(
+            f"the upstream {upstream!r} takes {MOST_AUDIO} audio file in a request, "
+            f"not {len(audio)}",
+            audio[MOST_AUDIO].where,
+        )
 
 
 def _unfit(message: str, param: str) -> InvalidRequest:

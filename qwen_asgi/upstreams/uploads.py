@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal, Protocol
-from weakref import WeakKeyDictionary
 
 from qwen_asgi.chat import ChatRequest, Message, Part
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
@@ -22,6 +21,7 @@ from qwen_asgi.upstreams import AnswerReader, _oss
 from qwen_asgi.upstreams._inline_files import (
     InlineFile,
     Upload,
+    check_kinds,
     has_files,
     held_in,
     part_at,
@@ -31,6 +31,7 @@ from qwen_asgi.upstreams._inline_files import (
 )
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams.call import ERROR_BODY_LIMIT, Clock, Reached, Timeouts, read_up_to
+from qwen_asgi.upstreams.shared_work import SharedWork
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,10 @@ class Uploads(Reached):
         self._hosts = hosts
         self._known: dict[_Key, tuple[float, Upload]] = {}
         """Until when, in seconds of the monotonic clock, and what; the oldest first."""
-        self._flights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Flight]] = (
-            WeakKeyDictionary()
-        )
+        self._reading: SharedWork[int, InlineFile] = SharedWork()
+        """By the `id` of the part that is read: of several answers to one request each is asked for
+        on its own, and all have the same parts."""
+        self._bringing: SharedWork[_Key, Upload] = SharedWork()
 
     def are_in(self, messages: Sequence[Message]) -> bool:
         return has_files(messages)
@@ -97,16 +99,25 @@ class Uploads(Reached):
     async def brought(
         self, request: ChatRequest, check: Callable[[ChatRequest], object], clock: Clock
     ) -> ChatRequest:
-        name, kinds = self.reader.name, self._calls.kinds
+        name = self.reader.name
         held = held_in(request.messages, name)
         blank = InlineFile("image", "", "", b"", b"")
         # What is refused for anything else is refused before a file is read, or sent.
         check(with_uploads(request, held, [blank] * len(held), [Upload("")] * len(held)))
-        parts = [(part_at(request.messages, at), at.where) for at in held]
-        read = partial(_read_all, parts, partial(read_file, kinds=kinds, upstream=name))
-        is_large = sum(size_of(part) for part, _ in parts) > LARGE
-        files = await asyncio.to_thread(read) if is_large else read()
+        parts = [part_at(request.messages, at) for at in held]
+        is_large = sum(map(size_of, parts)) > LARGE
+        files = [
+            await self._read(part, at.where, is_large=is_large)
+            for at, part in zip(held, parts, strict=True)
+        ]
+        check_kinds(files, held, name)
         return with_uploads(request, held, files, await self._all(files, clock))
+
+    async def _read(self, part: Part, where: str, *, is_large: bool) -> InlineFile:
+        read = partial(read_file, part, where, self._calls.kinds, self.reader.name)
+        if not is_large:
+            return read()
+        return await self._reading.result(id(part), partial(asyncio.to_thread, read))
 
     async def _all(self, files: Sequence[InlineFile], clock: Clock) -> list[Upload]:
         if len(files) == 1:
@@ -131,26 +142,10 @@ class Uploads(Reached):
         until, known = self._known.get(key, (0.0, Upload("")))
         if time.monotonic() < until:
             return known
-        loop = asyncio.get_running_loop()
-        flights = self._flights.setdefault(loop, {})
-        flight = flights.get(key)
-        if flight is None:
-            task = loop.create_task(self._bring(key, file), name="qwen_asgi upload")
-            task.add_done_callback(_hear)
-            flight = flights[key] = _Flight(task)
-        flight.waiting += 1
         try:
-            await asyncio.wait({flight.task}, timeout=clock.left())
-            if not flight.task.done():
-                raise clock.named(UpstreamTimeout("the upstream did not take a file in time"))
-            return flight.task.result()
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting:
-                # It has landed, or it is no use to anybody any more.
-                flight.task.cancel()
-                if flights.get(key) is flight:
-                    del flights[key]
+            return await self._bringing.result(key, partial(self._bring, key, file), clock.left())
+        except TimeoutError:
+            raise clock.named(UpstreamTimeout("the upstream did not take a file in time")) from None
 
     async def _bring(self, key: _Key, file: InlineFile) -> Upload:
         began = time.monotonic()
@@ -213,25 +208,3 @@ class Uploads(Reached):
         while not calls.read_parse_state(await self.document(calls.parse_state(id), clock)):
             await asyncio.sleep(min(pause, clock.left()))
             pause = min(2 * pause, LONGEST_PAUSE)
-
-
-class _Flight:
-    """An upload under way, and how many wait for it."""
-
-    __slots__ = ("task", "waiting")
-
-    def __init__(self, task: asyncio.Task[Upload]) -> None:
-        self.task = task
-        self.waiting = 0
-
-
-def _hear(task: asyncio.Task[Upload]) -> None:
-    """Take a task's error, so that nobody is told that it was not taken."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _read_all(
-    parts: Sequence[tuple[Part, str]], read: Callable[[Part, str], InlineFile]
-) -> list[InlineFile]:
-    return [read(part, where) for part, where in parts]

@@ -18,6 +18,7 @@ from qwen_asgi.upstreams._inline_files import (
     InlineFile,
     Upload,
     UploadedPart,
+    check_kinds,
     has_files,
     held_in,
     part_at,
@@ -302,16 +303,26 @@ def test_files_are_found_in_their_order_and_replaced() -> None:
     assert brought.notes is request.notes
 
 
-def test_a_turn_has_five_files_and_one_of_them_sound() -> None:
+def test_a_turn_has_five_files() -> None:
     held_in(ask([PICTURE] * 4, [SOUND]).messages, "u")
-    for contents, param in (
-        ([[PICTURE] * 3, [PDF] * 3], "messages"),
-        ([[SOUND], [TEXT, SOUND]], "messages[1].content[1].input_audio"),
-    ):
-        with pytest.raises(InvalidRequest) as raised:
-            held_in(ask(*contents).messages, "u")
-        assert raised.value.param == param
-        assert raised.value.code == "unsupported_parameter"
+    with pytest.raises(InvalidRequest) as raised:
+        held_in(ask([PICTURE] * 3, [PDF] * 3).messages, "u")
+    assert (raised.value.param, raised.value.code) == ("messages", "unsupported_parameter")
+
+
+def test_a_turn_has_one_file_of_sound_however_it_is_sent() -> None:
+    song = {"type": "file", "file": {"file_data": "AAAA", "filename": "song.mp3"}}
+
+    def check(*contents: Any) -> None:
+        request = ask(*contents)
+        held = held_in(request.messages, "u")
+        check_kinds([read(part_at(request.messages, at)) for at in held], held, "u")
+
+    check([PICTURE, song, PDF])
+    with pytest.raises(InvalidRequest) as raised:
+        check([SOUND], [TEXT, song])
+    assert raised.value.param == "messages[1].content[1].file"
+    assert raised.value.code == "unsupported_parameter"
 
 
 def test_the_size_of_a_part_is_that_of_what_it_holds() -> None:

@@ -600,18 +600,36 @@ def test_a_large_file_is_decoded_in_another_thread_and_a_small_one_here(
     url: URL, http: httpx.Client, qwen: SimulatedQwen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
-    read = uploads._read_all
+    read = _inline_files.read_file
 
     def noted(*arguments: Any) -> Any:
         threads.append(threading.get_ident())
         return read(*arguments)
 
-    monkeypatch.setattr(uploads, "_read_all", noted)
+    monkeypatch.setattr(uploads, "read_file", noted)
     address = url()
     for size in 100, 400_000, 100:
         answer_of(http.post(address, json=ask(picture(PNG + b"x" * size))))
     small, large, again = threads
     assert small == again != large
+
+
+def test_a_large_file_is_decoded_once_for_several_answers(
+    url: URL, http: httpx.Client, qwen: SimulatedQwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read = _inline_files.read_file
+
+    def noted(part: Any, where: str, *arguments: Any) -> Any:
+        decoded.append(where)
+        time.sleep(0.05)
+        return read(part, where, *arguments)
+
+    monkeypatch.setattr(uploads, "read_file", noted)
+    answer = answer_of(http.post(url(), json=ask(picture(PNG + bytes(400_000)), n=4)))
+    assert len(answer["choices"]) == 4
+    assert len(decoded) == 1
+    assert len(qwen.storage.files) == 1
 
 
 # Secrets.
@@ -635,6 +653,7 @@ def log() -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def given_client(gateway_loop: Callable[[Any], Any]) -> Iterator[httpx.AsyncClient]:
+    """A client that is closed after the gateway which it is given to; so it stands first."""
     client = httpx.AsyncClient()
     yield client
     gateway_loop(client.aclose())
@@ -656,12 +675,12 @@ ECHOES = {
 @pytest.mark.parametrize("lane", ["direct", "httpx"])
 @pytest.mark.parametrize("echo", ECHOES)
 def test_a_ticket_s_secrets_come_out_nowhere(
+    given_client: httpx.AsyncClient,
     url: URL,
     http: httpx.Client,
     qwen: SimulatedQwen,
     log: io.StringIO,
     monkeypatch: pytest.MonkeyPatch,
-    given_client: httpx.AsyncClient,
     echo: str,
     lane: str,
 ) -> None:
