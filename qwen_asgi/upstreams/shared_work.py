@@ -31,7 +31,6 @@ class SharedWork(Generic[_K, _V]):
         work = under_way.get(name)
         if work is None:
             task = loop.create_task(begin(), name="qwen_asgi shared work")
-            task.add_done_callback(_hear)
             work = under_way[name] = _Work(task)
         work.waiting += 1
         try:
@@ -42,7 +41,8 @@ class SharedWork(Generic[_K, _V]):
         finally:
             work.waiting -= 1
             if not work.waiting:
-                # It is done, or of no use to anybody any more.
+                # It is done, or of no use to anybody any more; an error that nobody took is then
+                # nobody's.
                 work.task.cancel()
                 if under_way.get(name) is work:
                     del under_way[name]
@@ -55,9 +55,3 @@ class _Work(Generic[_V]):
         self.task = task
         self.waiting = 0
         """How many wait for it."""
-
-
-def _hear(task: asyncio.Task[Any]) -> None:
-    """Take a task's error, so that nobody is told that it was not taken."""
-    if not task.cancelled():
-        task.exception()

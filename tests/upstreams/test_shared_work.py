@@ -115,6 +115,8 @@ async def test_a_failure_that_nobody_waits_for_is_nobody_s(
     job.may_end.set()
     wait.cancel()
     await asyncio.wait({wait})
-    await asyncio.sleep(0.01)
+    assert wait.cancelled()
+    del wait
+    await asyncio.sleep(0)
     gc.collect()
     assert not caplog.records

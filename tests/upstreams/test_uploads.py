@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import io
 import logging
 import threading
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
+from qwen_asgi import Gateway, Settings, anonymous
 from qwen_asgi.testing import Fault, SimulatedQwen, StoredFile
 from qwen_asgi.testing.answers import whole_answer
 from qwen_asgi.upstreams import _inline_files, uploads
@@ -481,14 +481,27 @@ def test_the_first_timeout_holds_for_uploads_too(
     assert NEW not in paths(qwen)
 
 
+@pytest.mark.parametrize("options", [{}, V1], ids=["v2", "v1"])
 def test_the_first_timeout_holds_for_uploads_and_chat_together(
-    url: URL, http: httpx.Client, qwen: SimulatedQwen
+    url: URL, http: httpx.Client, qwen: SimulatedQwen, options: dict[str, str]
 ) -> None:
     qwen.fail(Fault.stall(None, 0.4), upload="ticket")
     qwen.fail(Fault.stall(None, 0.4))
-    error = error_of(http.post(url(first_timeout=0.6), json=ask(picture())), 500)
-    assert error["code"] == "upstream_first_timeout"
-    assert CHAT_2 in paths(qwen)
+    response = http.post(url(first_timeout=0.6, **options), json=ask(picture()))
+    assert error_of(response, 500)["code"] == "upstream_first_timeout"
+    assert (CHAT_1 if options else CHAT_2) in paths(qwen)
+
+
+def test_who_waits_for_another_s_upload_has_its_timeout_too(
+    url: URL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    qwen.fail(Fault.stall(None, 60), upload="put")
+    address = url(first_timeout=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(_later, 0.2, lambda: http.post(address, json=ask(picture())))
+        for response in http.post(address, json=ask(picture())), later.result():
+            assert error_of(response, 500)["code"] == "upstream_first_timeout"
+    assert paths(qwen) == [TICKET_2, "PUT"]
 
 
 def test_a_document_that_is_never_parsed_is_waited_for_so_long(
@@ -498,6 +511,60 @@ def test_a_document_that_is_never_parsed_is_waited_for_so_long(
     error = error_of(http.post(url(first_timeout=0.5), json=ask(document())), 500)
     assert error["code"] == "upstream_first_timeout"
     assert 2 <= paths(qwen).count(STATE) <= 4
+
+
+# Of several upstreams.
+
+
+class Several(Protocol):
+    def __call__(self, *upstreams: dict[str, Any], **settings: Any) -> str: ...
+
+
+@pytest.fixture
+def several(gateway_url: GatewayURL, qwen_url: str) -> Several:
+    """Returns the address of a gateway with upstreams `a`, `b`..., all at the simulated one."""
+
+    def several(*upstreams: dict[str, Any], **settings: Any) -> str:
+        usual = {"base_url": qwen_url, "api_key": UPSTREAM_KEY, "models": [MODEL]}
+        named = {name: {**usual, **its} for name, its in zip("abc", upstreams, strict=False)}
+        gateway = Gateway(Settings(upstreams=named, **settings), authenticate=anonymous)
+        return gateway_url(gateway) + CHAT
+
+    return several
+
+
+def test_a_file_that_one_upstream_does_not_take_goes_to_the_next(
+    several: Several, http: httpx.Client, qwen: SimulatedQwen, qwen_url: str
+) -> None:
+    address = several(
+        {"dialect": "qwen-web-v1"}, {"dialect": "qwen-web-v2"}, upload_hosts=(qwen_url,)
+    )
+    response = http.post(address, json=ask(document()))
+    answer_of(response)
+    assert response.headers["x-qwen-asgi-upstream"] == "b"
+    assert response.headers["x-qwen-asgi-attempts"] == "1"
+    [stored] = qwen.storage.stored
+    assert stored.filetype == "file"
+
+
+def test_an_upload_that_fails_counts_as_an_attempt(
+    several: Several, http: httpx.Client, qwen: SimulatedQwen, qwen_url: str
+) -> None:
+    v2 = {"dialect": "qwen-web-v2"}
+    address = several(v2, {**v2, "upload_hosts": (qwen_url,)})
+    response = http.post(address, json=ask(picture()))
+    answer_of(response)
+    assert response.headers["x-qwen-asgi-upstream"] == "b"
+    assert response.headers["x-qwen-asgi-attempts"] == "2"
+
+
+def test_the_time_for_all_attempts_holds_for_uploads_too(
+    several: Several, http: httpx.Client, qwen: SimulatedQwen, qwen_url: str
+) -> None:
+    qwen.fail(Fault.stall(None, 60), upload="put")
+    address = several({"dialect": "qwen-web-v2"}, upload_hosts=(qwen_url,), total_timeout=0.4)
+    error = error_of(http.post(address, json=ask(picture())), 500)
+    assert error["code"] == "upstream_total_timeout"
 
 
 # Where files go.
@@ -698,9 +765,25 @@ def test_a_ticket_s_secrets_come_out_nowhere(
     response = http.post(url(log_bodies=True, **client), json=ask(picture()))
     assert (response.status_code == 200) is (echo in ("none", "garbage"))
     [file] = qwen.storage.files.values()
-    signature = hashlib.sha256(str(qwen.requests[1].headers["authorization"]).encode()).hexdigest()
+    signature = qwen.requests[1].headers["authorization"].rpartition("Signature=")[2]
+    assert len(signature) == 64
     told = f"{response.headers!r} {response.text} {log.getvalue()}"
     assert "chat req-" in told
     for secret in (*secrets_of(file), signature, "x-oss-signature", "OSS4-HMAC"):
         assert secret
         assert secret not in told
+
+
+@pytest.mark.parametrize("options", [{}, V1], ids=["v2", "v1"])
+def test_a_signed_address_that_the_upstream_repeats_comes_out_nowhere(
+    url: URL, http: httpx.Client, qwen: SimulatedQwen, log: io.StringIO, options: dict[str, str]
+) -> None:
+    def repeated(answer: Any) -> Any:
+        address = turn(qwen)["content"][1]["image"] if options else turn(qwen)["files"][0]["url"]
+        assert "x-oss-signature" in address
+        return Fault.failure("Bad_Request", f"cannot fetch {address} now").change(answer)
+
+    qwen.fail(Fault("repeats the address", repeated))
+    error = error_of(http.post(url(log_bodies=True, **options), json=ask(picture())), 400)
+    assert "cannot fetch (address) now" in error["message"]
+    assert "x-oss-signature" not in f"{error} {log.getvalue()}"
