@@ -372,6 +372,14 @@ def test_the_demo_streams_thinking_and_then_the_answer_as_they_come(
     assert len(read.chunks) > 10, "it streams at a human pace, not all at once"
 
 
+def test_the_demo_takes_a_picture(demo: Program, http: httpx.Client) -> None:
+    """The simulated Qwen keeps it at its own address, where the demo may put it."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlh"}}
+    content = [{"type": "text", "text": "你好"}, picture]
+    body = {**ask(), "messages": [{"role": "user", "content": content}]}
+    answer_of(http.post(f"{demo.url}{CHAT}", json=body))
+
+
 def test_the_demo_fails_when_it_is_told_to(demo: Program, http: httpx.Client) -> None:
     response = http.post(f"{demo.url}{CHAT}", json=ask("simulate: 429"))
     assert error_of(response, 429)["type"] == "rate_limit_error"
