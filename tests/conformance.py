@@ -314,13 +314,20 @@ for _name, _value in (
     FEATURES[f"`{_name}`"] = _takes(_name, _value)
 
 
-def _part(kind: str, value: Any, marks: str) -> Feature:
-    """A part of a message that reaches the upstream; `marks` is what is seen of it there."""
+def _part(kind: str, value: Any, marks: str, data: str = "") -> Feature:
+    """A part of a message that reaches the upstream; `marks` is what is seen of it there. The web
+    chats are given the file that is `data`, in base64, before the message that names it."""
 
     def tried(use: Use) -> str:
         parts = [{"type": "text", "text": "What is it?"}, {"type": kind, kind: value}]
         assert use.ask(parts).choices[0].message.content
-        assert marks in json.dumps(use.upstream_got)
+        got = json.dumps(use.upstream_got)
+        if use.is_web and data:
+            [stored] = use.qwen.storage.stored
+            assert stored.data == base64.b64decode(data)
+            assert stored.id in got
+        else:
+            assert marks in got
         return "native"
 
     return tried
@@ -328,11 +335,16 @@ def _part(kind: str, value: Any, marks: str) -> Feature:
 
 FEATURES["a picture's link"] = _part("image_url", {"url": "https://example.com/a.png"}, "a.png")
 FEATURES["a picture inside the request"] = _part(
-    "image_url", {"url": f"data:image/png;base64,{PIXEL}"}, PIXEL
+    "image_url", {"url": f"data:image/png;base64,{PIXEL}"}, PIXEL, PIXEL
 )
-FEATURES["sound, `input_audio`"] = _part("input_audio", {"data": "AAAA", "format": "wav"}, "AAAA")
+FEATURES["sound, `input_audio`"] = _part(
+    "input_audio", {"data": "AAAA", "format": "wav"}, "AAAA", "AAAA"
+)
 FEATURES["a file, `file`"] = _part(
-    "file", {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}, "a.pdf"
+    "file",
+    {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="},
+    "a.pdf",
+    "JVBERg==",
 )
 
 
@@ -350,7 +362,8 @@ def used(dialect: str) -> Iterator[Use]:
     with serve(qwen) as up:
         upstream: Mapping[str, Any] = {"upstream": dialect, "base_url": up + DIALECTS[dialect]}
         gateway = Gateway(
-            Settings(**upstream, api_key="k", models=(MODEL,)), authenticate=anonymous
+            Settings(**upstream, api_key="k", models=(MODEL,), upload_hosts=(up,)),
+            authenticate=anonymous,
         )
         with (
             serve(gateway) as url,
