@@ -1,7 +1,7 @@
-"""Files that stand in a request itself: found, decoded strictly, and held to the bounds.
+"""A file that stands in a request itself: decoded strictly, and held to the bounds.
 
-A picture is a data URL in `image_url`; sound is `input_audio`, a document `file`, both base64 with
-or without the head of a data URL. Links stay what they are. What the bounds are is fact W2-33.
+A picture is a data URL; sound and documents are base64 with or without the head of one. How large
+one may be is fact W2-33.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from binascii import a2b_base64
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from qwen_asgi.chat import ChatRequest, Message, Part
+from qwen_asgi.chat import Part
 from qwen_asgi.errors import InvalidRequest
 from qwen_asgi.upstreams._file_types import (
     Kind,
@@ -24,11 +23,7 @@ from qwen_asgi.upstreams._file_types import (
     picture_type,
     told,
 )
-
-MOST_FILES = 5
-"""Files in one turn."""
-
-MOST_AUDIO = 1
+from qwen_asgi.upstreams._held_files import InlineFile, picture_url, unfit
 
 MOST_BYTES = 20 * 1024 * 1024
 """Of one file."""
@@ -45,127 +40,18 @@ _HEAD = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,10});base64,", re.I
 _LONGEST_HEAD = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class InlineFile:
-    """A file out of a request."""
-
-    kind: Kind
-    media_type: str
-    name: str
-    data: bytes = field(repr=False)
-    digest: bytes = field(repr=False)
-    """SHA-256 of `data`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A file as the upstream has it."""
-
-    id: str
-    url: str = field(default="", repr=False)
-    """Where it lies, for whoever has this address; empty where its id alone is known."""
-
-
-@dataclass(slots=True)
-class UploadedPart(Part):
-    """A part of a message, whose file the upstream has."""
-
-    file: InlineFile
-    upload: Upload
-
-
-class Held(NamedTuple):
-    """Where in a request a file stands."""
-
-    message: int
-    part: int
-    kind: str
-    """The part's."""
-
-    @property
-    def where(self) -> str:
-        return f"messages[{self.message}].content[{self.part}].{self.kind}"
-
-
-def holds_file(part: Part) -> bool:
-    """Whether a part holds a file, or should: of pictures only those that are no link."""
-    if part.kind == "image_url":
-        url = _picture_url(part.data)
-        return isinstance(url, str) and url[:5].lower() == "data:"
-    return part.kind in ("input_audio", "file")
-
-
-def has_files(messages: Sequence[Message]) -> bool:
-    """Whether any is held; asked of every chat."""
-    for message in messages:
-        content = message.content
-        if not isinstance(content, str) and any(holds_file(part) for part in content):
-            return True
-    return False
-
-
-def held_in(messages: Sequence[Message], upstream: str) -> list[Held]:
-    """Return where files are held. Raises InvalidRequest for more than a turn may have."""
-    held = [
-        Held(m, p, part.kind)
-        for m, message in enumerate(messages)
-        if not isinstance(message.content, str)
-        for p, part in enumerate(message.content)
-        if holds_file(part)
-    ]
-    if len(held) > MOST_FILES:
-        raise _unfit(
-            f"the upstream {upstream!r} takes {MOST_FILES} files in a request, not {len(held)}",
-            "messages",
-        )
-    return held
-
-
-def part_at(messages: Sequence[Message], held: Held) -> Part:
-    part = messages[held.message].content[held.part]
-    assert isinstance(part, Part)
-    return part
-
-
-def size_of(part: Part) -> int:
-    """Return about how many characters of a part are to be decoded."""
-    inner = part.data.get(part.kind)
-    values = inner.values() if isinstance(inner, Mapping) else (inner,)
-    return max((len(value) for value in values if isinstance(value, str)), default=0)
-
-
-def with_uploads(
-    request: ChatRequest,
-    held: Sequence[Held],
-    files: Sequence[InlineFile],
-    uploads: Sequence[Upload],
-) -> ChatRequest:
-    """Return the request with the upstream's files in the place of its own."""
-    contents: dict[int, list[Part]] = {}
-    for at, file, upload in zip(held, files, uploads, strict=True):
-        content = request.messages[at.message].content
-        assert not isinstance(content, str)
-        parts = contents.setdefault(at.message, list(content))
-        parts[at.part] = UploadedPart(at.kind, "", {}, file, upload)
-    messages = tuple(
-        replace(message, content=tuple(contents[n])) if n in contents else message
-        for n, message in enumerate(request.messages)
-    )
-    return replace(request, messages=messages)
-
-
 def read_file(part: Part, where: str, kinds: Collection[Kind], upstream: str) -> InlineFile:
     """Return the file that a part holds. Raises InvalidRequest, `where` being its name.
 
     `kinds` are those that the upstream takes.
     """
     if part.kind == "input_audio" and "audio" not in kinds:
-        raise _unfit(f"{where}: the upstream {upstream!r} takes {told(kinds)}", where)
+        raise unfit(f"{where}: the upstream {upstream!r} takes {told(kinds)}", where)
     encoded = _encoded(part, where)
     kind = kind_of(encoded.media_type)
     if kind is None or kind not in kinds or (part.kind == "image_url" and kind != "image"):
         listed = told(_ONLY_PICTURES if part.kind == "image_url" else kinds)
-        raise _unfit(
+        raise unfit(
             f"{where} is {_named(encoded.media_type)}; the upstream {upstream!r} takes {listed}",
             where,
         )
@@ -185,22 +71,6 @@ def read_file(part: Part, where: str, kinds: Collection[Kind], upstream: str) ->
     return InlineFile(kind, media_type, name, data, hashlib.sha256(data).digest())
 
 
-def check_kinds(files: Sequence[InlineFile], held: Sequence[Held], upstream: str) -> None:
-    """Raise InvalidRequest for more files of a kind than a turn may have."""
-    audio = [at for file, at in zip(files, held, strict=True) if file.kind == "audio"]
-    if len(audio) > MOST_AUDIO:
-        raise _unfit(
-            f"the upstream {upstream!r} takes {MOST_AUDIO} audio file in a request, "
-            f"not {len(audio)}",
-            audio[MOST_AUDIO].where,
-        )
-
-
-def _unfit(message: str, param: str) -> InvalidRequest:
-    """Return the error for what this upstream does not take, and another one may."""
-    return InvalidRequest(message, code="unsupported_parameter", param=param)
-
-
 def _named(media_type: str) -> str:
     return f"of the type {media_type[:100]!r}" if media_type else "of a type that is not told"
 
@@ -217,16 +87,11 @@ class _Encoded(NamedTuple):
 def _encoded(part: Part, where: str) -> _Encoded:
     match part.kind:
         case "image_url":
-            url = str(_picture_url(part.data))
+            url = str(picture_url(part.data))
             return _Encoded(url, *_data_url(url, where), "")
         case "input_audio":
             return _audio(_fields(part, where), where)
     return _document(_fields(part, where), where)
-
-
-def _picture_url(data: Mapping[str, Any]) -> Any:
-    link = data.get("image_url")
-    return link.get("url") if isinstance(link, Mapping) else link
 
 
 def _fields(part: Part, where: str) -> Mapping[str, Any]:
@@ -289,7 +154,7 @@ def _decoded(encoded: _Encoded, where: str) -> bytes:
     size = (len(text) - start) // 4 * 3
     # Up to two of these bytes are none.
     if size - 2 > MOST_BYTES:
-        raise _unfit(
+        raise unfit(
             f"{where} holds about {size} bytes; at most {MOST_BYTES} are taken: send a smaller "
             "file, or of a picture a link",
             where,
@@ -302,7 +167,7 @@ def _decoded(encoded: _Encoded, where: str) -> bytes:
     if not data:
         raise InvalidRequest(f"{where} holds an empty file", param=where)
     if len(data) > MOST_BYTES:
-        raise _unfit(f"{where} holds {len(data)} bytes; at most {MOST_BYTES} are taken", where)
+        raise unfit(f"{where} holds {len(data)} bytes; at most {MOST_BYTES} are taken", where)
     return data
 
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused
 from qwen_asgi.transports import UpstreamRequest
-from qwen_asgi.upstreams._inline_files import InlineFile, Upload
+from qwen_asgi.upstreams._held_files import InlineFile, Upload
 
 ALGORITHM = "OSS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"

@@ -17,7 +17,7 @@ from qwen_asgi.errors import UpstreamInvalidResponse, UpstreamRefused
 from qwen_asgi.ids import fresh_uuids
 from qwen_asgi.transports import UpstreamRequest
 from qwen_asgi.upstreams._file_types import Kind
-from qwen_asgi.upstreams._inline_files import InlineFile, Upload
+from qwen_asgi.upstreams._held_files import InlineFile, Upload
 from qwen_asgi.upstreams._oss import Ticket
 from qwen_asgi.upstreams._web_errors import good_document
 from qwen_asgi.upstreams._words import Secrets

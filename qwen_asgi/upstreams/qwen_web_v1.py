@@ -19,7 +19,7 @@ from qwen_asgi.transports import UpstreamRequest, UpstreamResponse
 from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models
 from qwen_asgi.upstreams._fields import ignored, refuse
-from qwen_asgi.upstreams._inline_files import UploadedPart
+from qwen_asgi.upstreams._held_files import UploadedPart
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams._web_requests import (
     known_fields,

@@ -24,7 +24,7 @@ from qwen_asgi.upstreams import _web_errors
 from qwen_asgi.upstreams._documents import listed_models, read_object
 from qwen_asgi.upstreams._fields import ignored, refuse
 from qwen_asgi.upstreams._file_types import Kind
-from qwen_asgi.upstreams._inline_files import MOST_FILES, UploadedPart
+from qwen_asgi.upstreams._held_files import MOST_FILES, UploadedPart
 from qwen_asgi.upstreams._transcript import transcript
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams._web_requests import (

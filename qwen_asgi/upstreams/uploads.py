@@ -18,17 +18,17 @@ from qwen_asgi.chat import ChatRequest, Message, Part
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
 from qwen_asgi.transports import Transport
 from qwen_asgi.upstreams import AnswerReader, _oss
-from qwen_asgi.upstreams._inline_files import (
+from qwen_asgi.upstreams._held_files import (
     InlineFile,
     Upload,
     check_kinds,
     has_files,
     held_in,
     part_at,
-    read_file,
     size_of,
     with_uploads,
 )
+from qwen_asgi.upstreams._inline_files import read_file
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams.call import ERROR_BODY_LIMIT, Clock, Reached, Timeouts, read_up_to
 from qwen_asgi.upstreams.shared_work import SharedWork

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused
 from qwen_asgi.testing.storage import signature
-from qwen_asgi.upstreams._inline_files import InlineFile, Upload
+from qwen_asgi.upstreams._held_files import InlineFile, Upload
 from qwen_asgi.upstreams._oss import Ticket, lifetime, object_url, refusal, signed_put
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "oss" / "put.json").read_bytes())

@@ -19,7 +19,7 @@ from qwen_asgi.errors import (
     UpstreamInvalidResponse,
     UpstreamRateLimited,
 )
-from qwen_asgi.upstreams._inline_files import MOST_FILES
+from qwen_asgi.upstreams._held_files import MOST_FILES
 from qwen_asgi.upstreams.qwen_web_v2 import QwenWebV2
 from tests.wire import sample
 

@@ -17,7 +17,7 @@ from qwen_asgi.errors import (
     UpstreamRefused,
 )
 from qwen_asgi.upstreams._file_types import Kind
-from qwen_asgi.upstreams._inline_files import InlineFile
+from qwen_asgi.upstreams._held_files import InlineFile
 from qwen_asgi.upstreams._upload_calls import UploadCalls
 from qwen_asgi.upstreams._words import Secrets
 from qwen_asgi.upstreams.qwen_web_v1 import QwenWebV1
