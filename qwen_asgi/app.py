@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from qwen_asgi.admission import Admission
 from qwen_asgi.apis.openai_chat import REASONING_FIELDS, OpenAIChat
 from qwen_asgi.authentication import (
     ANYBODY,
@@ -43,7 +44,15 @@ from qwen_asgi.errors import (
     UpstreamError,
 )
 from qwen_asgi.exchange import Exchange
-from qwen_asgi.http import JSON, RawHeaders, Response, headers_of, read_body
+from qwen_asgi.http import (
+    JSON,
+    RawHeaders,
+    Response,
+    check_headers,
+    check_length,
+    headers_of,
+    read_body,
+)
 from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
 from qwen_asgi.relay import relay
@@ -125,6 +134,8 @@ class Gateway:
         }
         self._routes_of_a_model: dict[str, _Endpoint] = {"GET": self._model}
         self._shutdown = Shutdown()
+        self._admission = Admission()
+        _admit_as_set(self._admission, settings)
         self._has_lifespan = False
         self._is_to_be_closed = transport is None and http_client is None
         self._advised = False
@@ -146,6 +157,7 @@ class Gateway:
         old, self._wired = self._wired, self._wire(settings, self._wired)
         self._authenticate = authenticate
         self._api = _api(settings)
+        _admit_as_set(self._admission, settings)
         self._retired = [wired for wired in self._retired if not wired.is_closed] + [old]
         old.retire()
 
@@ -195,6 +207,7 @@ class Gateway:
         response = Response(send, [(b"x-request-id", id.encode("ascii"))])
         call = _Call(scope, receive, headers, response, id)
         try:
+            check_headers(scope)
             endpoint = await self._endpoint(call)
             await endpoint(call)
         except ClientLeft:
@@ -220,6 +233,9 @@ class Gateway:
         if call.path in _PROBES and method in methods:
             return methods[method]
         self._shutdown.refuse()
+        if method == "POST":
+            # Nobody need be known to be told so.
+            await check_length(call.headers, call.receive, self.settings.max_body)
         if method != "OPTIONS" and self._authenticate not in OPEN:
             call.principal = await identify(self._authenticate, Request(call.scope))
         if not methods:
@@ -252,8 +268,13 @@ class Gateway:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
         try:
             # One set of settings for all of a chat, though others may come meanwhile.
-            with self._wired as wired:
-                await self._chat_over(wired, call, exchange)
+            async with Work(self._shutdown):
+                leave = await self._admission.enter(_client_of(call))
+            try:
+                with self._wired as wired:
+                    await self._chat_over(wired, call, exchange)
+            finally:
+                leave()
         except ClientLeft:
             exchange.end, exchange.status = "client_left", CLIENT_CLOSED_REQUEST
             raise
@@ -272,7 +293,7 @@ class Gateway:
         settings = wired.settings
         _check_content_type(call.headers.get(b"content-type"))
         async with Work(self._shutdown):
-            body = await read_body(call.headers, call.receive, settings.max_body)
+            body = await read_body(call.receive, settings.max_body, settings.body_timeout)
         if settings.log_bodies:
             logger.info("request %s: %s", call.id, Printable(body))
         chat = self._api.read(body)
@@ -415,6 +436,23 @@ def _check_content_type(given: bytes | None) -> None:
 def _allow(methods: dict[str, _Endpoint]) -> str:
     names = ["HEAD"] if "GET" in methods else []
     return ", ".join([*methods, *names, "OPTIONS"])
+
+
+def _admit_as_set(admission: Admission, settings: Settings) -> None:
+    admission.set(
+        most=settings.max_requests,
+        of_client=settings.max_requests_of_client,
+        queue=settings.queue,
+        patience=settings.queue_timeout,
+    )
+
+
+def _client_of(call: _Call) -> str:
+    """Return whom a request is counted for: who was named, or else where it comes from."""
+    if call.principal is not ANYBODY:
+        return call.principal.name
+    address = call.scope.get("client")
+    return str(address[0]) if address else ANYBODY.name
 
 
 def _api(settings: Settings) -> OpenAIChat:

@@ -7,6 +7,8 @@
             NoSuchModel
           RequestTooLarge
           UnsupportedMediaType
+        RequestTimeout             its body did not come in time
+        HeadersTooLarge
         NotFound                   no such path
         MethodNotAllowed
         AuthenticationFailed
@@ -103,6 +105,16 @@ class NoSuchModel(ModelNotFound):
 class RequestTooLarge(InvalidRequest):
     status = 413
     default_code = "request_too_large"
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    default_code = "request_timeout"
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    default_code = "headers_too_large"
 
 
 class UnsupportedMediaType(InvalidRequest):

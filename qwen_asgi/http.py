@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import sse
 from qwen_asgi.disconnect import ClientLeft
-from qwen_asgi.errors import RequestTooLarge
+from qwen_asgi.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -21,6 +22,10 @@ EVENT_STREAM: RawHeaders = [
     # nginx and its kin hold a response back unless they are told not to.
     (b"x-accel-buffering", b"no"),
 ]
+
+MOST_HEADERS = 200
+MOST_HEADER_BYTES = 64 * 1024
+"""What a request's headers may be, names and values together."""
 
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 5.0
@@ -33,14 +38,43 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
     return dict(reversed(list(scope["headers"])))
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """Return the request's body. Raises RequestTooLarge over `limit` bytes, and ClientLeft."""
+def check_headers(scope: Scope) -> None:
+    """Raise HeadersTooLarge for more than any client needs. Some servers have no such bound."""
+    headers = scope["headers"]
+    size = sum(map(len, chain.from_iterable(headers)))
+    if len(headers) > MOST_HEADERS or size > MOST_HEADER_BYTES:
+        raise HeadersTooLarge(
+            f"a request may have {MOST_HEADERS} headers, of {MOST_HEADER_BYTES} bytes together"
+        )
+
+
+async def check_length(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> None:
+    """Raise RequestTooLarge for a body that is announced with more than `limit` bytes."""
     length = headers.get(b"content-length", b"")
     if length.isdigit() and (announced := int(length[:20])) > limit:
         # A client that waits for "100 Continue" has sent nothing yet, and need not.
         if announced <= LINGER_BYTES and b"expect" not in headers:
             await _linger(receive)
         raise _too_large(limit)
+
+
+async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
+    """Return the request's body.
+
+    Raises RequestTooLarge over `limit` bytes, RequestTimeout after `silence` seconds without any of
+    it, and ClientLeft.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(silence) as timeout:
+            return await _read(receive, limit, lambda: timeout.reschedule(loop.time() + silence))
+    except TimeoutError:
+        raise RequestTimeout(
+            f"nothing of the request's body came for {silence:g} seconds (QWEN_BODY_TIMEOUT)"
+        ) from None
+
+
+async def _read(receive: Receive, limit: int, go_on: Callable[[], None]) -> bytes:
     # Mostly all of it is there at once.
     message = await receive()
     if message["type"] == "http.disconnect":
@@ -57,6 +91,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
             await _linger(receive)
             raise _too_large(limit)
         part, more = await _receive_part(receive)
+        if part:
+            go_on()
         body += part
     if len(body) > limit:
         raise _too_large(limit)

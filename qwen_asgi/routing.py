@@ -10,11 +10,12 @@ from qwen_asgi.layers.breaker import Breaker, Health
 from qwen_asgi.layers.choices import Choices
 from qwen_asgi.layers.drain import Draining, Drains
 from qwen_asgi.layers.fallback import Candidate, Fallback
-from qwen_asgi.layers.limit import Limit, Turns
+from qwen_asgi.layers.limit import Limit
 from qwen_asgi.layers.named import Named
 from qwen_asgi.layers.retry import Retry, RetryBudget
 from qwen_asgi.layers.target import Target
 from qwen_asgi.settings import Settings
+from qwen_asgi.turns import Turns
 from qwen_asgi.upstream_settings import RouteSettings, Step, UpstreamSettings
 
 

@@ -113,6 +113,9 @@ Connections = Annotated[int, Field(ge=1, le=100_000)]
 
 
 OnDisconnect = Literal["cancel", "drain"]
+Requests = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(_number_or_none)
+]
 DrainTokens = Annotated[
     Annotated[int, Field(ge=1, le=2**31 - 1)] | None, BeforeValidator(_number_or_none)
 ]

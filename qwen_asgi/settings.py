@@ -40,6 +40,7 @@ from qwen_asgi.setting_types import (
     ModelName,
     Models,
     OnDisconnect,
+    Requests,
     Seconds,
     SecondsOrNone,
     ToolForm,
@@ -85,6 +86,11 @@ ENVIRONMENT = {
     "QWEN_TOTAL_TIMEOUT": "total_timeout",
     "QWEN_MAX_CONNECTIONS": "max_connections",
     "QWEN_SHUTDOWN_SECONDS": "shutdown_seconds",
+    "QWEN_MAX_REQUESTS": "max_requests",
+    "QWEN_MAX_REQUESTS_OF_CLIENT": "max_requests_of_client",
+    "QWEN_QUEUE": "queue",
+    "QWEN_QUEUE_TIMEOUT": "queue_timeout",
+    "QWEN_BODY_TIMEOUT": "body_timeout",
     "QWEN_MAX_BODY": "max_body",
     "QWEN_HEARTBEAT": "heartbeat",
     "QWEN_LOG_FILE": "log_file",
@@ -154,6 +160,17 @@ class Settings(BaseModel):
     none. Most clients of Qwen read the first, some the second."""
     estimate_usage: bool = False
     """Whether usage that an upstream does not tell is estimated, and marked as that."""
+    max_requests: Requests = 10_000
+    """Chats that are open at once, in each event loop; None for any number."""
+    max_requests_of_client: Requests = None
+    """Chats of one client that are open at once. A client is whom its key or `authenticate` names;
+    where anybody is let in, an address."""
+    queue: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """Chats beyond `max_requests` that wait for their turn; further ones are refused at once."""
+    queue_timeout: Seconds = 30.0
+    """Longest wait for a turn."""
+    body_timeout: Seconds = 30.0
+    """Longest silence of a client that sends a request's body."""
     shutdown_seconds: Seconds = 30.0
     """How long answers under way may go on when the gateway is told to end."""
     on_disconnect: OnDisconnect = "cancel"

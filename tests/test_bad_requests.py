@@ -96,7 +96,14 @@ BAD = [
     body("deep lists", "[" * 100_000 + "]" * 100_000, "JSON"),
     body("deep objects", '{"a":' * 100_000 + "1" + "}" * 100_000, "JSON"),
     body("depth within a message", GOOD.replace('"Hello"', "[" * 5000 + "]" * 5000), "JSON"),
-    body("depth without an end", '{"messages":' + "[" * 1_000_000, "JSON"),
+    body("depth without an end", '{"messages":' + "[" * 190_000, "JSON"),
+    body(
+        "depth beyond all counting",
+        '{"messages":' + "[" * 1_000_000,
+        "values",
+        status=413,
+        code="too_many_values",
+    ),
     # JSON, but not a chat.
     *(
         body(f"{document} as the body", document, "object")

@@ -8,6 +8,7 @@ from qwen_asgi import errors
 from qwen_asgi.errors import (
     AuthenticationFailed,
     GatewayError,
+    HeadersTooLarge,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -19,6 +20,7 @@ from qwen_asgi.errors import (
     QwenASGIError,
     RateLimited,
     RequestError,
+    RequestTimeout,
     RequestTooLarge,
     ShuttingDown,
     UnsupportedMediaType,
@@ -90,6 +92,8 @@ TABLE: dict[type[QwenASGIError], tuple[type[QwenASGIError], int, str, str | None
         "upstream_invalid_response",
     ),
     Overloaded: (GatewayError, 503, "overloaded_error", "overloaded"),
+    RequestTimeout: (RequestError, 408, "invalid_request_error", "request_timeout"),
+    HeadersTooLarge: (RequestError, 431, "invalid_request_error", "headers_too_large"),
     ShuttingDown: (GatewayError, 503, "overloaded_error", "shutting_down"),
     InternalError: (GatewayError, 500, "internal_error", "internal_error"),
 }

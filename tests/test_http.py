@@ -21,7 +21,14 @@ from starlette.types import Message
 from qwen_asgi import sse
 from qwen_asgi.disconnect import ClientLeft
 from qwen_asgi.errors import RequestTooLarge
-from qwen_asgi.http import LINGER_BYTES, EventStream, Response, headers_of, read_body
+from qwen_asgi.http import (
+    LINGER_BYTES,
+    EventStream,
+    Response,
+    check_length,
+    headers_of,
+    read_body,
+)
 from qwen_asgi.testing import DONE, Fault, SimulatedQwen
 from tests.conftest import (
     CHAT,
@@ -74,7 +81,7 @@ def fields(**headers: str) -> dict[bytes, bytes]:
     [[b""], [b"abcdef"], [b"abc", b"def"], [b"", b"abc", b"", b"def", b""], [b"a"] * 6 + [b""]],
 )
 async def test_a_body_is_read_whole_whatever_its_parts(parts: list[bytes]) -> None:
-    assert await read_body(fields(), Client(*parts), 6) == b"".join(parts)
+    assert await read_body(Client(*parts), 6, 5.0) == b"".join(parts)
 
 
 @pytest.mark.anyio
@@ -83,7 +90,7 @@ async def test_a_body_is_read_whole_whatever_its_parts(parts: list[bytes]) -> No
 )
 async def test_a_body_over_the_limit_is_refused_at_any_split(parts: list[bytes]) -> None:
     with pytest.raises(RequestTooLarge, match="longer than 6 bytes"):
-        await read_body(fields(), Client(*parts), 6)
+        await read_body(Client(*parts), 6, 5.0)
 
 
 @pytest.mark.anyio
@@ -91,7 +98,7 @@ async def test_a_body_that_says_it_is_too_long_is_taken_but_not_kept() -> None:
     """So that its client, which mostly sends before it reads, gets to see the refusal."""
     client = Client(*[b"x" * 1000] * 50)
     with pytest.raises(RequestTooLarge):
-        await read_body(fields(content_length="50000"), client, 1000)
+        await check_length(fields(content_length="50000"), client, 1000)
     assert client.taken == 50_000
 
 
@@ -110,21 +117,22 @@ async def test_a_body_that_need_not_or_cannot_be_taken_is_not_waited_for(
 ) -> None:
     client = Client(b"x" * 1000)
     with pytest.raises(RequestTooLarge):
-        await read_body(fields(**headers), client, 1000)
+        await check_length(fields(**headers), client, 1000)
     assert client.taken == 0
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("length", ["", "x", "-5", "1.5", "٣", "+7"])
 async def test_a_length_that_is_none_is_not_believed(length: str) -> None:
-    assert await read_body(fields(content_length=length), Client(b"abc"), 6) == b"abc"
+    await check_length(fields(content_length=length), Client(b"abc"), 6)
+    assert await read_body(Client(b"abc"), 6, 5.0) == b"abc"
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("limit", [2, 100])
 async def test_a_client_that_leaves_within_its_body_has_left(limit: int) -> None:
     with pytest.raises(ClientLeft):
-        await read_body(fields(), Client(b"abc", b"def", gone=True), limit)
+        await read_body(Client(b"abc", b"def", gone=True), limit, 5.0)
 
 
 def test_the_first_header_of_a_name_counts() -> None:

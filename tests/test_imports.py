@@ -65,6 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.ids": set(),
     "qwen_asgi.paths": set(),
     "qwen_asgi.background": set(),
+    "qwen_asgi.turns": set(),
+    "qwen_asgi.admission": {"qwen_asgi.errors", "qwen_asgi.turns"},
     "qwen_asgi.request_log": set(),
     "qwen_asgi.setting_types": set(),
     "qwen_asgi.config_file": set(),
@@ -92,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.layers": PURE
     | {
         "qwen_asgi.background",
+        "qwen_asgi.turns",
         "qwen_asgi.tool_text.json_object",
         "qwen_asgi.tool_text.parser",
         "qwen_asgi.tool_text.prompt",
@@ -121,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.layers.retry",
         "qwen_asgi.layers.target",
         "qwen_asgi.settings",
+        "qwen_asgi.turns",
         "qwen_asgi.upstream_settings",
     },
     # What users make and run.

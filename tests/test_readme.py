@@ -178,7 +178,7 @@ def test_the_table_of_settings_is_what_the_code_has() -> None:
         assert any(word in variable for word in ("TIMEOUT", "HEARTBEAT", "SECONDS")) == (
             unit == "seconds"
         )
-        assert ("BODY" in variable) == (unit == "bytes")
+        assert ("MAX_BODY" in variable) == (unit == "bytes")
         assert meaning
 
 

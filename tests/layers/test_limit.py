@@ -46,7 +46,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     layer = limit(Scripted(SLOW), 1, queue=2)
     first = [asyncio.create_task(answer(layer)) for _ in range(3)]
     await asyncio.sleep(0.01)
-    with pytest.raises(Overloaded, match="studio is busy, and 2 chats wait") as caught:
+    with pytest.raises(Overloaded, match="studio is busy, and 2 wait") as caught:
         await answer(layer)
     assert caught.value.retry_after == 1
     assert all(await asyncio.gather(*first))

@@ -1,0 +1,271 @@
+"""How many are let in at once, and who takes too long to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from qwen_asgi.admission import Admission
+from qwen_asgi.apis.openai_chat import LONG_BODY, MOST_VALUES, OpenAIChat
+from qwen_asgi.errors import Overloaded, RateLimited, RequestTooLarge
+from qwen_asgi.http import MOST_HEADER_BYTES, MOST_HEADERS
+from qwen_asgi.testing import Fault, SimulatedQwen, serve
+from tests.conftest import (
+    CHAT,
+    GatewayURL,
+    MakeGateway,
+    answer_of,
+    ask,
+    connect,
+    error_of,
+    eventually,
+    http_bytes,
+)
+
+
+def admission(**limits: Any) -> Admission:
+    made = Admission()
+    made.set(**{"most": 2, "of_client": None, "queue": 1, "patience": 0.2, **limits})
+    return made
+
+
+@pytest.mark.anyio
+async def test_so_many_are_let_in_some_wait_and_the_others_are_refused() -> None:
+    door = admission()
+    first, _ = await door.enter("a"), await door.enter("b")
+    waiting = asyncio.create_task(door.enter("c"))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded, match="this gateway is busy, and 1 wait") as caught:
+        await door.enter("d")
+    assert caught.value.retry_after == 1
+    assert door.open == 3
+    first()
+    (await waiting)()
+    assert door.open == 1
+
+
+@pytest.mark.anyio
+async def test_a_wait_has_an_end_and_a_client_that_leaves_it_is_not_counted() -> None:
+    door = admission(most=1, of_client=2)
+    leave = await door.enter("a")
+    with pytest.raises(Overloaded, match=r"was busy for 0\.2 seconds"):
+        await door.enter("a")
+    waiting = asyncio.create_task(door.enter("a"))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    leave()
+    assert (door.open, door._of_client) == (0, {})
+
+
+@pytest.mark.anyio
+async def test_of_each_client_so_many_are_let_in() -> None:
+    door = admission(most=None, of_client=2)
+    leave = [await door.enter(client) for client in ("a", "a", "b")]
+    with pytest.raises(RateLimited, match="2 requests of yours are open") as caught:
+        await door.enter("a")
+    assert (caught.value.status, caught.value.code) == (429, "too_many_requests")
+    assert caught.value.retry_after == 1
+    leave[0]()
+    (await door.enter("a"))()
+    # Other settings count those who are there.
+    door.set(most=None, of_client=1, queue=0, patience=1)
+    with pytest.raises(RateLimited):
+        await door.enter("b")
+    for one in leave[1:]:
+        one()
+    assert door._of_client == {}
+
+
+def streams(url: str, number: int, **headers: str) -> list[socket.socket]:
+    """Open so many streams and leave them open."""
+    body = json.dumps(ask(stream=True)).encode()
+    opened = []
+    for _ in range(number):
+        connection = connect(url)
+        connection.sendall(http_bytes(body, **headers))
+        assert b"200 OK" in connection.recv(65536)
+        opened.append(connection)
+    return opened
+
+
+@pytest.fixture
+def slow(qwen: SimulatedQwen) -> None:
+    qwen.reply, qwen.pieces, qwen.pace = "abcdefghij" * 100, 1, 0.02
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_gateway_that_is_full_says_so_and_is_free_when_clients_leave(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    url = gateway_url(max_requests=3, queue=0)
+    opened = streams(url, 3)
+    response = http.post(url + CHAT, json=ask())
+    error = error_of(response, 503)
+    assert (error["type"], error["code"]) == ("overloaded_error", "overloaded")
+    assert response.headers["retry-after"] == "1"
+    # What costs nothing is still told.
+    assert http.get(f"{url}/v1/models").status_code == 200
+    assert http.get(f"{url}/healthz").status_code == 200
+    for connection in opened:
+        connection.close()
+    qwen.wait_for(lambda qwen: qwen.open == 0)
+    eventually(lambda: http.post(url + CHAT, json=ask(stream=False)).status_code == 200)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_client_has_so_many_and_the_others_have_theirs(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    url = gateway_url(client_keys=("one", "two"), max_requests_of_client=2)
+    opened = streams(url, 2, authorization="Bearer one")
+    refused = http.post(url + CHAT, json=ask(), headers={"authorization": "Bearer one"})
+    assert error_of(refused, 429)["code"] == "too_many_requests"
+    assert refused.headers["retry-after"] == "1"
+    answer_of(http.post(url + CHAT, json=ask(), headers={"authorization": "Bearer two"}))
+    for connection in opened:
+        connection.close()
+    qwen.wait_for(lambda qwen: qwen.open == 0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_where_anybody_is_let_in_a_client_is_an_address(
+    gateway_url: GatewayURL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    url = gateway_url(max_requests_of_client=1)
+    (opened,) = streams(url, 1)
+    assert error_of(http.post(url + CHAT, json=ask()), 429)["code"] == "too_many_requests"
+    opened.close()
+    qwen.wait_for(lambda qwen: qwen.open == 0)
+
+
+def test_every_way_out_gives_the_turn_back(
+    gateway_url: GatewayURL, make_gateway: MakeGateway, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    gateway = make_gateway(max_requests=1, queue=0)
+    url = gateway_url(gateway)
+    qwen.fail(Fault.status(500), Fault.truncate(300), Fault.status(429))
+    asked: list[dict[str, Any]] = [ask(), ask(stream=True), ask(), {"model": "x"}, ask(model="?")]
+    statuses = [http.post(url + CHAT, json=body).status_code for body in asked]
+    statuses.append(http.post(url + CHAT, content=b"{").status_code)
+    assert statuses == [500, 200, 429, 400, 400, 400]
+    eventually(lambda: gateway._admission.open == 0)
+    answer_of(http.post(url + CHAT, json=ask()))
+
+
+def test_a_body_that_does_not_come_ends_the_request(
+    make_gateway: MakeGateway, http: httpx.Client
+) -> None:
+    with serve(make_gateway(body_timeout=0.3, max_requests=1, queue=0)) as url:
+        slow = connect(url)
+        slow.sendall(http_bytes(b'{"mo', content_length="50"))
+        begun = time.monotonic()
+        answer = slow.recv(65536)
+        assert 0.2 < time.monotonic() - begun < 3
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in answer
+        slow.close()
+        answer_of(http.post(url + CHAT, json=ask()))
+
+
+def test_a_body_that_comes_slowly_but_comes_is_waited_for(make_gateway: MakeGateway) -> None:
+    with serve(make_gateway(body_timeout=0.5)) as url:
+        body = json.dumps(ask()).encode()
+        with connect(url) as slow:
+            slow.sendall(http_bytes(content_length=str(len(body))))
+            for start in range(0, len(body), 20):
+                time.sleep(0.15)
+                slow.sendall(body[start : start + 20])
+            assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {f"x-{number}": "y" for number in range(MOST_HEADERS)},
+        {f"x-{number}": "y" * 1500 for number in range(MOST_HEADER_BYTES // 1500 + 1)},
+    ],
+    ids=["many", "long"],
+)
+def test_headers_have_a_bound(
+    headers: dict[str, str], make_gateway: MakeGateway, http: httpx.Client
+) -> None:
+    with serve(make_gateway(), http="httptools") as url:
+        response = http.post(url + CHAT, json=ask(), headers=headers)
+        assert error_of(response, 431)["code"] == "headers_too_large"
+        answer_of(http.post(url + CHAT, json=ask(), headers={"x-one": "y" * 1000}))
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    api = OpenAIChat()
+    chat = json.dumps(ask()).encode()
+    for value in b"[],", b"1,", b'{"a":1},', b"[[1]],":
+        many = chat[:-1] + b',"x":[' + value * (MOST_VALUES + LONG_BODY // 2) + b"1]}"
+        with pytest.raises(RequestTooLarge) as caught:
+            api.read(many)
+        assert (caught.value.status, caught.value.code) == (413, "too_many_values")
+    # A long one of few is read: a picture, or a book.
+    for text in "A" * 8_000_000, "Once, there was a king. " * 150_000:
+        assert api.read(json.dumps(ask(text)).encode()).messages[0].text == text
+
+
+def test_no_body_holds_up_the_others_for_long(
+    make_gateway: MakeGateway, http: httpx.Client
+) -> None:
+    """Of all that may be sent; what can be told of a machine that others use too."""
+    chat = json.dumps(ask()).encode()
+
+    def with_field(data: bytes) -> bytes:
+        return chat[:-1] + b',"x":' + data + b"}"
+
+    bodies = {
+        "empty lists": with_field(b"[" + b"[]," * 99_000 + b"1]"),
+        "nested lists": with_field(b"[" + b"[[[[[[1]]]]]]," * 28_000 + b"1]"),
+        "objects": with_field(b"[" + b'{"a":1},' * 99_000 + b"1]"),
+        "a long text": json.dumps(ask("x" * 30_000_000)).encode(),
+        "all of it refused": with_field(b"[" + b"[]," * 10_000_000 + b"1]"),
+    }
+    with serve(make_gateway()) as url, ThreadPoolExecutor(1) as pool:
+        for body in bodies.values():
+            asked = pool.submit(http.post, url + CHAT, content=body, timeout=60)
+            longest = longest_wait(url, asked.done)
+            assert asked.result().status_code in (200, 413)
+            assert longest < 2.0
+
+
+def longest_wait(url: str, is_over: Callable[[], bool]) -> float:
+    """Ask for health over and over, and return the longest time that it took."""
+    longest = 0.0
+    with httpx.Client(trust_env=False) as http:
+        while not is_over():
+            begun = time.monotonic()
+            http.get(f"{url}/healthz")
+            longest = max(longest, time.monotonic() - begun)
+    return longest
+
+
+def test_admission_is_counted_over_threads() -> None:
+    door = admission(most=None, of_client=1_000_000)
+
+    def run() -> None:
+        async def work() -> None:
+            for _ in range(300):
+                (await door.enter("a"))()
+
+        asyncio.run(work())
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert door._of_client == {}
