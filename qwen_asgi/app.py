@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from qwen_asgi.errors import (
     UnsupportedMediaType,
     UpstreamError,
 )
-from qwen_asgi.exchange import Exchange
+from qwen_asgi.exchange import Exchange, Reason
 from qwen_asgi.http import (
     JSON,
     RawHeaders,
@@ -133,6 +134,7 @@ class Gateway:
             "/readyz": {"GET": self._ready},
         }
         self._routes_of_a_model: dict[str, _Endpoint] = {"GET": self._model}
+        self._ends: Counter[Reason] = Counter()
         self._shutdown = Shutdown()
         self._admission = Admission()
         _admit_as_set(self._admission, settings)
@@ -144,6 +146,12 @@ class Gateway:
     def settings(self) -> Settings:
         """What it was told last."""
         return self._wired.settings
+
+    @property
+    def ends(self) -> Mapping[Reason, int]:
+        """How many chats have ended, by their reason. `done` are those whose upstream's end was
+        seen and went out; no other looks like one to its client."""
+        return dict(self._ends)
 
     def reload(self, settings: Settings) -> None:
         """Take other settings at once: the next request meets them, those under way the old.
@@ -276,7 +284,8 @@ class Gateway:
             finally:
                 leave()
         except ClientLeft:
-            exchange.end, exchange.status = "client_left", CLIENT_CLOSED_REQUEST
+            exchange.left()
+            exchange.status = CLIENT_CLOSED_REQUEST
             raise
         except QwenASGIError as error:
             exchange.failed(error)
@@ -287,6 +296,7 @@ class Gateway:
             exchange.status = InternalError.status
             raise
         finally:
+            self._ends[exchange.reason] += 1
             exchange.log()
 
     async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange) -> None:

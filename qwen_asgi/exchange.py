@@ -7,12 +7,37 @@ import time
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Literal
 
 from qwen_asgi.chat import Notes, Usage
-from qwen_asgi.errors import QwenASGIError
+from qwen_asgi.errors import (
+    Overloaded,
+    QwenASGIError,
+    RequestError,
+    ShuttingDown,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
 from qwen_asgi.request_log import printable
 
 logger = logging.getLogger(__name__)
+
+Reason = Literal[
+    "done", "client_left", "cancelled", "upstream_cut", "timeout", "shutdown", "refused", "error"
+]
+
+_REASONS: tuple[tuple[type[QwenASGIError], Reason], ...] = (
+    (UpstreamTruncated, "upstream_cut"),
+    (UpstreamTimeout, "timeout"),
+    (ShuttingDown, "shutdown"),
+    # By this gateway, or by the upstream with good reason.
+    (RequestError, "refused"),
+    (Overloaded, "refused"),
+    (UpstreamRateLimited, "refused"),
+    (UpstreamRefused, "refused"),
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +52,8 @@ class Exchange:
     """The HTTP status of an error; 200 for a stream that failed after it had begun."""
     end: str = "cancelled"
     """How it ended: `done`, `client_left`, `cancelled` by the host, or an error's code."""
+    reason: Reason = "cancelled"
+    """The same in few words, that can be counted."""
     usage: Usage | None = None
     """Of the whole answer; what was told of one that was left is in `notes`."""
     notes: Notes | None = None
@@ -40,8 +67,17 @@ class Exchange:
         """The upstream was entered, and that is when its first events are there."""
         self.first_event = time.monotonic()
 
+    def done(self) -> None:
+        """The upstream's end was seen, and all of it went out."""
+        self.end = self.reason = "done"
+
+    def left(self) -> None:
+        """The client was gone before the end."""
+        self.end = self.reason = "client_left"
+
     def failed(self, error: QwenASGIError) -> None:
         self.end = error.code or error.type
+        self.reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "error")
 
     def log(self) -> None:
         """Write the one line of this chat, which has ended; of one that is read on without its

@@ -69,7 +69,7 @@ async def _whole(
     exchange.usage = answer.usage
     watch.stop()
     await response.whole(200, api.answer(chat, answer), [JSON, *_noted(chat)])
-    exchange.end = "done"
+    exchange.done()
 
 
 async def _stream(
@@ -93,7 +93,7 @@ async def _stream(
                     await stream.write(data)
             watch.stop()
             await stream.end(writer.finish())
-            exchange.end = "done"
+            exchange.done()
     except QwenASGIError as error:
         if stream.ended or not stream.started:
             raise
