@@ -1,0 +1,50 @@
+"""The command: all trials at their full length, and one table."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from tests.hardening import churn, fault_matrix, mutations
+from tests.hardening.trial import MOST_SHOWN, Trial, table
+
+FULL: dict[str, Callable[[Trial], None]] = {
+    "faults of the upstream, a stream cut at every byte": lambda t: fault_matrix.run(t, step=1),
+    "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=100_000),
+    "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
+    "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
+    "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
+}
+SHORT: dict[str, Callable[[Trial], None]] = {
+    "faults of the upstream": lambda t: fault_matrix.run(t, step=97),
+    "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=1500),
+    "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=1500),
+    "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
+    "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
+}
+
+
+def main(arguments: list[str]) -> int:
+    # What was wrong with each of so many is not read line by line.
+    logging.getLogger("qwen_asgi").setLevel(logging.CRITICAL)
+    short = "--short" in arguments
+    named = [word for word in arguments if not word.startswith("-")]
+    trials = []
+    for name, run in (SHORT if short else FULL).items():
+        if named and not any(word in name for word in named):
+            continue
+        trial = Trial(name)
+        begun = time.monotonic()
+        run(trial)
+        trial.notes.append(f"{time.monotonic() - begun:.0f} s")
+        trials.append(trial)
+        for what in trial.lost[:MOST_SHOWN]:
+            print(f"lost: {name}: {what}", file=sys.stderr)
+    print(table(trials), end="")
+    return 1 if any(trial.lost for trial in trials) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
