@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.hardening import churn, fault_matrix, mutations
+from tests.hardening import churn, fault_matrix, mutations, restart
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
@@ -16,6 +16,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
+    "workers started anew under load": lambda t: restart.run(t, restarts=20),
 }
 SHORT: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream": lambda t: fault_matrix.run(t, step=97),
@@ -23,6 +24,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=1500),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
+    "workers started anew under load": lambda t: restart.run(t, restarts=2),
 }
 
 
