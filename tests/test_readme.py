@@ -246,6 +246,15 @@ def test_the_table_of_what_works_is_what_comes_out() -> None:
     assert f"\n{conformance.table()}\n" in README
 
 
+def test_each_threat_has_a_test() -> None:
+    rows = table("what may be tried", "what stands against it", "tried by")
+    assert len(rows) > 10
+    for *_, tried_by in rows:
+        path, _, name = code_in(tried_by)[0].partition("::")
+        tests = (ROOT / path).read_text("utf-8")
+        assert re.search(rf"^(async )?def {name}\(", tests, re.MULTILINE), name
+
+
 def test_the_figures_are_those_of_the_code() -> None:
     mebibytes = log_file.MAX_BYTES // 2**20
     assert (mebibytes, log_file.BACKUPS) == (10, 4)
