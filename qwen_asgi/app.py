@@ -199,6 +199,8 @@ class Gateway:
     def begin_drain(self, seconds: float | None = None) -> None:
         """Take no more requests, and end those under way after so many seconds; for a host that is
         about to stop. None is `settings.shutdown_seconds`. May be called from a signal handler."""
+        for wired in (*self._retired, self._wired):
+            wired.begin_to_end()
         self._shutdown.begin(self.settings.shutdown_seconds if seconds is None else seconds)
 
     async def aclose(self) -> None:
@@ -308,7 +310,8 @@ class Gateway:
             logger.info("request %s: %s", call.id, Printable(body))
         chat = self._api.read(body)
         async with ClientWatch(call.receive) as watch:
-            upstream = await wired.catalog.resolve(chat.model)
+            async with Work(self._shutdown):
+                upstream = await wired.catalog.resolve(chat.model)
             exchange.model, exchange.stream = chat.model, chat.stream
             exchange.notes = chat.notes
             await relay(

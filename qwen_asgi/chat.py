@@ -99,6 +99,12 @@ class Notes:
             usage = replace(usage, certainty="partial")
             self.left = usage if self.left is None else self.left + usage
 
+    def leave_rest(self, events: Sequence[Event]) -> None:
+        """Note what stands of it in events that are not given on."""
+        for event in events:
+            if type(event) is Usage:
+                self.leave(event)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
@@ -266,6 +272,11 @@ class Fold:
         self._others: dict[int, _FoldOne] = {}
 
     @property
+    def usage(self) -> Usage | None:
+        """What was counted so far for all together."""
+        return self._first.usage
+
+    @property
     def size(self) -> int:
         """Characters of text, of thinking and of tool calls' arguments so far."""
         return self._first.size + sum(one.size for one in self._others.values())
@@ -293,8 +304,8 @@ class _FoldOne:
         "_reasoning",
         "_text",
         "_tool_calls",
-        "_usage",
         "size",
+        "usage",
     )
 
     def __init__(self) -> None:
@@ -303,7 +314,7 @@ class _FoldOne:
         self._reasoning: list[str] = []
         self._tool_calls: dict[int, ToolCall] = {}
         self._finish_reason: FinishReason = "stop"
-        self._usage: Usage | None = None
+        self.usage: Usage | None = None
         self._extras: list[Extra] = []
 
     def add(self, events: Iterable[Event]) -> None:
@@ -324,7 +335,7 @@ class _FoldOne:
                 case Finish():
                     self._finish_reason = event.reason
                 case Usage():
-                    self._usage = event
+                    self.usage = event
                 case Extra():
                     self._extras.append(event)
                 case Choice():
@@ -339,7 +350,7 @@ class _FoldOne:
             reasoning="".join(self._reasoning),
             tool_calls=[self._tool_calls[index] for index in sorted(self._tool_calls)],
             finish_reason=self._finish_reason,
-            usage=self._usage,
+            usage=self.usage,
             extras=self._extras,
         )
 

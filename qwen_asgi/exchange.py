@@ -96,7 +96,11 @@ class Exchange:
     def __str__(self) -> str:
         first, notes = self.first_event, self.notes
         rest = notes.rest if notes else None
-        known = (self.usage, rest.usage if rest else None, notes.left if notes else None)
+        left = notes.left if notes else None
+        if self.usage is not None and self.usage.certainty == "estimated":
+            # It is of all that came, also of what was left.
+            left = None
+        known = (self.usage, rest.usage if rest else None, left)
         usage = reduce(add, filter(None, known)) if any(known) else None
         read_on = f" read_on={rest.end}" if rest else ""
         certainty = f" usage={usage.certainty}" if usage and usage.certainty != "exact" else ""

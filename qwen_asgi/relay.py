@@ -55,18 +55,21 @@ async def _whole(
     shutdown: Shutdown,
 ) -> None:
     whole = Fold()
-    async with Work(shutdown), upstream(chat) as batches:
-        exchange.begun()
-        async for batch in batches:
-            whole.add(batch)
-            if whole.size > LONGEST_ANSWER:
-                raise UpstreamInvalidResponse(
-                    f"the upstream's answer is longer than {LONGEST_ANSWER} characters; stream it",
-                    code="upstream_answer_too_long",
-                )
+    try:
+        async with Work(shutdown), upstream(chat) as batches:
+            exchange.begun()
+            async for batch in batches:
+                whole.add(batch)
+                if whole.size > LONGEST_ANSWER:
+                    raise UpstreamInvalidResponse(
+                        f"the upstream's answer is longer than {LONGEST_ANSWER} characters; "
+                        "stream it",
+                        code="upstream_answer_too_long",
+                    )
+    finally:
+        exchange.usage = whole.usage
     # The upstream is free again before a slow client has taken the answer.
     answer = whole.answer()
-    exchange.usage = answer.usage
     watch.stop()
     await response.whole(200, api.answer(chat, answer), [JSON, *_noted(chat)])
     exchange.done()

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -43,6 +44,9 @@ MISSING_KEY = (
 )
 DEMO_PACE = 0.03
 """Seconds between two pieces of the demo's answers."""
+
+UNREAD_SECONDS = 2
+"""What clients have to take the last of their answers when all else is over."""
 
 WRONG_USAGE = 2
 WORKER_CANNOT_START = 3
@@ -110,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=options.workers,
         log_config=None,
         access_log=False,
+        # A client that does not read what it is sent holds up nobody's end.
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + UNREAD_SECONDS,
         # Nobody here asks who the client was, nor what serves it.
         proxy_headers=False,
         server_header=False,

@@ -96,6 +96,10 @@ class Wired:
         if not self._chats:
             self._close_soon()
 
+    def begin_to_end(self) -> None:
+        """Read on no answer any more whose client leaves, or is left."""
+        self._drains.is_closed = True
+
     @property
     def is_closed(self) -> bool:
         """Whether it was replaced, and nobody uses it any more."""

@@ -7,6 +7,7 @@ import json
 import httpx
 import pytest
 
+from qwen_asgi.chat import Notes, Usage
 from qwen_asgi.errors import (
     InternalError,
     InvalidRequest,
@@ -58,6 +59,15 @@ def test_each_error_is_counted_by_its_reason(error: QwenASGIError, reason: str) 
     assert exchange.reason == "cancelled"
     exchange.failed(error)
     assert (exchange.reason, exchange.end) == (reason, error.code or error.type)
+
+
+def test_what_is_estimated_holds_what_was_left_already() -> None:
+    notes = Notes()
+    notes.leave(Usage(1, 4, 5))
+    exact = Exchange(request_id="r", client="-", notes=notes, usage=Usage(10, 20, 30))
+    assert "prompt_tokens=11 completion_tokens=24 usage=partial" in str(exact)
+    exact.usage = Usage(6, 3, 9, certainty="estimated")
+    assert "prompt_tokens=6 completion_tokens=3 usage=estimated" in str(exact)
 
 
 def test_every_end_is_counted_once_and_by_its_reason(

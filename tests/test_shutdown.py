@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from tests.conftest import (
     ask,
     error_of,
     eventually,
+    http_bytes,
     stream_of,
 )
 from tests.programs import QWEN_ASGI, running
@@ -241,6 +244,33 @@ def test_sigterm_gives_open_streams_their_time_and_then_a_last_event(
     assert status in (0, -15)
     assert took < 8
     qwen.wait_for(lambda qwen: qwen.open == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_a_client_that_does_not_read_holds_up_no_end(
+    stream: bool, tmp_path: Path, qwen: SimulatedQwen, qwen_url: str, http: httpx.Client
+) -> None:
+    qwen.reply, qwen.pieces = "x" * 8_000_000, 100_000
+    port = free_port()
+    variables = {
+        "QWEN_API_KEY": UPSTREAM_KEY,
+        "QWEN_BASE_URL": qwen_url,
+        "QWEN_LOG_FILE": "-",
+        "QWEN_SHUTDOWN_SECONDS": "1",
+    }
+    command = [*QWEN_ASGI, "--port", str(port)]
+    with (
+        running(command, tmp_path, started="", **variables) as program,
+        socket.socket() as client,
+    ):
+        eventually(lambda: answers(http, f"http://127.0.0.1:{port}"), 20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(http_bytes(json.dumps(ask(stream=stream)).encode()))
+        time.sleep(0.5)
+        begun = time.monotonic()
+        program.end(within=15)
+        assert time.monotonic() - begun < 7
 
 
 def answers(http: httpx.Client, url: str) -> bool:

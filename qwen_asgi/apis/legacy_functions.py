@@ -19,6 +19,10 @@ def with_tools(options: dict[str, Any]) -> bool:
     Raises InvalidRequest where both are given.
     """
     functions, choice = options.pop("functions", None), options.pop("function_call", None)
+    if isinstance(choice, str) and choice not in ("auto", "none"):
+        raise InvalidRequest(
+            "function_call should be auto, none or a function's name", param="function_call"
+        )
     if not functions:
         if isinstance(choice, Mapping):
             raise InvalidRequest(

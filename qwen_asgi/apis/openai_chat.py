@@ -366,7 +366,6 @@ class ChunkWriter:
             if index != self._index:
                 self._turn_to(index)
             self._has_role = index in self._choices
-            self._choices.add(index)
         chunks = []
         for event in events:
             if type(event) is TextDelta:
@@ -376,6 +375,7 @@ class ChunkWriter:
                 chunks.append(chunk)
         if chunks and not self._has_role:
             self._has_role = True
+            self._choices.add(self._index)
             chunks.insert(0, self._delta(b'"role":"assistant","content":"","refusal":null'))
         return b"".join(chunks)
 

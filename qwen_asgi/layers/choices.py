@@ -86,8 +86,8 @@ class _Answers:
                 left -= 1
             else:
                 yield said
-        usages, self._usages = self._usages, []
-        if len(usages) == self._number:
+        if len(self._usages) == self._number:
+            usages, self._usages = self._usages, []
             yield [reduce(add, usages)]
 
     async def aclose(self) -> None:

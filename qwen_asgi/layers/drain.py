@@ -35,6 +35,8 @@ class Drains:
     """The answers that are read on, in whatever loop their clients left them."""
 
     def __init__(self) -> None:
+        self.is_closed = False
+        """Whether no more are taken, as the gateway is about to end."""
         self._background = Background(MOST_AT_ONCE)
 
     def has_room(self) -> bool:
@@ -75,6 +77,9 @@ class Draining:
         finally:
             if reading.is_heard:
                 pass
+            elif not reading.has_begun or self._drains.is_closed:
+                # Nothing is asked for nobody: what has not begun to answer may still be waiting.
+                await reading.end()
             elif self._drains.has_room():
                 self._drains.keep(reading.leave(self._seconds, self._most))
             else:
@@ -92,7 +97,8 @@ class _Reading:
         self._request = request
         self._said: asyncio.Queue[Sequence[Event] | None] = asyncio.Queue(MOST_HELD)
         self._has_news = asyncio.Event()
-        self._has_begun = False
+        self.has_begun = False
+        """Whether the upstream has begun to answer."""
         self._rest: Rest | None = None
         """There when nobody listens any more."""
         self._left: int | None = None
@@ -102,7 +108,7 @@ class _Reading:
     async def begun(self) -> None:
         """Wait until the upstream has begun to answer. Raises what it raises before."""
         await self._has_news.wait()
-        if not self._has_begun:
+        if not self.has_begun:
             await self._hear_the_end()
 
     async def batches(self) -> Batches:
@@ -114,10 +120,7 @@ class _Reading:
         """Read on without a client; return the task that is done when all of it is."""
         self._rest = self._request.notes.rest = Rest()
         self._left = most
-        while not self._said.empty():
-            # It may be waiting for room.
-            if batch := self._said.get_nowait():
-                self._drop(batch)
+        self._drop_what_waits()
         return asyncio.get_running_loop().create_task(
             self._read_on(self._rest, seconds), name="qwen_asgi drain"
         )
@@ -146,19 +149,27 @@ class _Reading:
     async def _read(self) -> None:
         try:
             async with self._upstream(self._request) as batches:
-                self._has_begun = True
+                self.has_begun = True
                 self._has_news.set()
                 async for batch in batches:
                     if self._rest is None:
                         await self._said.put(batch)
                     else:
                         self._drop(batch)
+                    if self._rest is not None:
+                        # The last one may have waited for room when the client left.
+                        self._drop_what_waits()
                     if self._left is not None and self._left < 0:
                         raise _TooLong
         finally:
             self._has_news.set()
-            if self._rest is None and self._has_begun:
+            if self._rest is None and self.has_begun:
                 await self._said.put(None)
+
+    def _drop_what_waits(self) -> None:
+        while not self._said.empty():
+            if batch := self._said.get_nowait():
+                self._drop(batch)
 
     def _drop(self, batch: Sequence[Event]) -> None:
         """Take from what nobody hears what it cost."""

@@ -21,9 +21,14 @@ from qwen_asgi.errors import (
 
 _OUTAGES = (UpstreamUnreachable, UpstreamTimeout, UpstreamTruncated, UpstreamInvalidResponse)
 
-_UNFIT_CODES = {"upstream_invalid_json", "upstream_no_tool_call", "upstream_answer_too_long"}
+_UNFIT_CODES = {
+    "upstream_invalid_json",
+    "upstream_no_tool_call",
+    "upstream_answer_too_long",
+    "upstream_upload_failed",
+}
 """That a model does not keep to the form which a client asked for, or does not come to an end, is
-not the upstream's failure."""
+not the upstream's failure; and a file that cannot be put keeps nobody from talking."""
 
 _BY_ERROR: tuple[tuple[type[QwenASGIError], str], ...] = (
     (UpstreamRateLimited, "limit"),

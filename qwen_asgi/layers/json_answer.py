@@ -9,6 +9,7 @@ hold up everybody else; no address in a schema is ever fetched.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -26,6 +27,7 @@ from qwen_asgi.chat import (
     Event,
     Finish,
     Message,
+    Notes,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -39,6 +41,12 @@ logger = logging.getLogger(__name__)
 
 LONGEST_SCHEMA = 64 * 1024
 """Bytes."""
+
+SMALL_SCHEMA = 2 * 1024
+"""Bytes of one that is checked at once."""
+
+MOST_SCHEMAS = 64
+"""Those that are remembered."""
 
 LONGEST_PREFACE = 4_096
 """Characters before the object, which are left away."""
@@ -71,6 +79,9 @@ class JSONAnswers:
     def __init__(self, upstream: Upstream, *, repairs: bool = False) -> None:
         self._upstream = upstream
         self._repairs = repairs
+        self._checks: dict[bytes, asyncio.Task[Check]] = {}
+        """By the schema: several choices of one request have the same, and so have most requests of
+        one program."""
 
     def __call__(self, request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
         wish = request.options.get("response_format")
@@ -81,15 +92,33 @@ class JSONAnswers:
     @asynccontextmanager
     async def _structured(self, request: ChatRequest, wish: Any) -> AsyncIterator[Batches]:
         schema = _schema(wish)
-        check = None if schema is None else make_check(schema)
+        check = None if schema is None else await self._check_of(schema)
         options = {k: v for k, v in request.options.items() if k != "response_format"}
         messages = _asking(request.messages, schema)
         plain = replace(request, options=options, messages=messages)
         async with AsyncExitStack() as stack:
             batches = await stack.enter_async_context(self._upstream(plain))
             text = JSONText(check)
-            answer = _read(batches, text)
+            answer = _read(batches, text, request.notes)
             yield self._repaired(stack, plain, answer, text) if self._repairs else answer
+
+    async def _check_of(self, schema: Mapping[str, Any]) -> Check:
+        """Return what checks values against a schema: that of a while ago, if it is the same one.
+
+        A large one takes some tenths of a second, in a thread: others are served meanwhile.
+        """
+        text = to_json(schema)
+        if len(text) > LONGEST_SCHEMA:
+            raise _wrong_schema(f"is longer than {LONGEST_SCHEMA} bytes")
+        making = self._checks.get(text)
+        loop = asyncio.get_running_loop()
+        if making is None or making.get_loop() is not loop or making.cancelled():
+            if len(self._checks) >= MOST_SCHEMAS:
+                self._checks.clear()
+            making = loop.create_task(_made(schema, len(text)), name="qwen_asgi schema")
+            self._checks[text] = making
+            making.add_done_callback(_hear)
+        return await asyncio.shield(making)
 
     async def _repaired(
         self, stack: AsyncExitStack, request: ChatRequest, answer: Batches, text: JSONText
@@ -115,11 +144,30 @@ class JSONAnswers:
             return
         logger.info("an answer is sent back to be put right: %s", problem)
         spent = [event for batch in held for event in batch if type(event) is Usage]
-        await stack.aclose()
-        again = replace(request, messages=(*request.messages, *_sent_back(text.said, problem)))
-        batches = await stack.enter_async_context(self._upstream(again))
-        async for batch in _read(batches, JSONText(text.check)):
-            yield [reduce(add, spent, e) if type(e) is Usage else e for e in batch]
+        try:
+            await stack.aclose()
+            again = replace(request, messages=(*request.messages, *_sent_back(text.said, problem)))
+            batches = await stack.enter_async_context(self._upstream(again))
+            async for batch in _read(batches, JSONText(text.check), request.notes):
+                if any(type(event) is Usage for event in batch):
+                    batch = [reduce(add, spent, e) if type(e) is Usage else e for e in batch]
+                    spent = []
+                yield batch
+        finally:
+            for usage in spent:
+                request.notes.leave(usage)
+
+
+async def _made(schema: Mapping[str, Any], size: int) -> Check:
+    if size <= SMALL_SCHEMA:
+        return make_check(schema)
+    return await asyncio.to_thread(make_check, schema)
+
+
+def _hear(making: asyncio.Task[Check]) -> None:
+    """Take an error that whoever waited was told of."""
+    if not making.cancelled():
+        making.exception()
 
 
 def _is_content(event: Event) -> bool:
@@ -162,14 +210,11 @@ def make_check(schema: Mapping[str, Any]) -> Check:
         )
     # They take as long to import as half of all the rest.
     from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.exceptions import best_match
     from jsonschema.validators import extend
     from referencing import Registry
 
-    try:
-        Draft202012Validator.check_schema(schema)
-    except (SchemaError, RecursionError) as exc:
-        raise _wrong_schema(f"is not valid: {getattr(exc, 'message', 'too deep')}"[:300]) from None
+    _check_schema(schema)
     steps = _Steps()
     keywords = {name: steps.counted(rule) for name, rule in Draft202012Validator.VALIDATORS.items()}
     kind = extend(  # type: ignore[no-untyped-call]
@@ -190,6 +235,27 @@ def make_check(schema: Mapping[str, Any]) -> Check:
         return "" if found is None else f"{found.json_path}: {found.message}"[:300]
 
     return check
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for what is no schema. Of a very large one that is not found out here,
+    but when an answer is checked."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import extend
+
+    steps = _Steps()
+    steps.left = MOST_STEPS
+    keywords = {name: steps.counted(rule) for name, rule in Draft202012Validator.VALIDATORS.items()}
+    kind = extend(Draft202012Validator, keywords)  # type: ignore[no-untyped-call]
+    try:
+        found = best_match(kind(Draft202012Validator.META_SCHEMA).iter_errors(schema))
+    except _TooManySteps:
+        return
+    except RecursionError:
+        raise _wrong_schema("is not valid: too deep") from None
+    if found is not None:
+        raise _wrong_schema(f"is not valid: {found.message}"[:300])
 
 
 class _TooManySteps(Exception):
@@ -304,7 +370,7 @@ def _not_json(why: str) -> UpstreamInvalidResponse:
     )
 
 
-async def _read(batches: Batches, text: JSONText) -> AsyncIterator[Sequence[Event]]:
+async def _read(batches: Batches, text: JSONText, notes: Notes) -> AsyncIterator[Sequence[Event]]:
     """Yield the batches with nothing but the object for their text."""
     calls_tools = False
     async for batch in batches:
@@ -321,6 +387,7 @@ async def _read(batches: Batches, text: JSONText) -> AsyncIterator[Sequence[Even
                     text.close()
                 events.append(event)
         except UpstreamInvalidResponse:
+            notes.leave_rest(batch[batch.index(event) :])
             # What came before it goes out first.
             if events:
                 yield events

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from qwen_asgi.chat import Batches, ChatRequest, Event, Finish, TextDelta, Upstream
+from qwen_asgi.chat import Batches, ChatRequest, Event, Finish, Notes, TextDelta, Upstream
 from qwen_asgi.errors import InvalidRequest, QwenASGIError
 
 MOST_SEQUENCES = 16
@@ -77,7 +77,7 @@ class StopSequences:
         sequences = read_stop(request.options["stop"])
         options = {name: value for name, value in request.options.items() if name != "stop"}
         async with self._upstream(replace(request, options=options)) as batches:
-            yield _stopped(batches, StopText(sequences)) if sequences else batches
+            yield _stopped(batches, StopText(sequences), request.notes) if sequences else batches
 
 
 def read_stop(stop: Any) -> list[str]:
@@ -95,7 +95,9 @@ def read_stop(stop: Any) -> list[str]:
     return sequences
 
 
-async def _stopped(batches: Batches, text: StopText) -> AsyncIterator[Sequence[Event]]:
+async def _stopped(
+    batches: Batches, text: StopText, notes: Notes
+) -> AsyncIterator[Sequence[Event]]:
     """Yield the batches as far as the first sequence, and the answer's end behind it."""
     while True:
         try:
@@ -115,6 +117,7 @@ async def _stopped(batches: Batches, text: StopText) -> AsyncIterator[Sequence[E
                 if certain:
                     events.append(TextDelta(certain))
                 if text.stopped:
+                    notes.leave_rest(batch[batch.index(event) + 1 :])
                     yield [*events, Finish("stop")]
                     return
             elif type(event) is Finish:

@@ -10,6 +10,7 @@ from qwen_asgi.chat import (
     ChatRequest,
     Event,
     Finish,
+    Notes,
     ReasoningDelta,
     TextDelta,
     Upstream,
@@ -34,10 +35,10 @@ class TokenLimit:
     @asynccontextmanager
     async def _limited(self, request: ChatRequest, tokens: int) -> AsyncIterator[Batches]:
         async with self._upstream(request) as batches:
-            yield _cut(batches, tokens * UNIT)
+            yield _cut(batches, tokens * UNIT, request.notes)
 
 
-async def _cut(batches: Batches, left: int) -> AsyncIterator[Sequence[Event]]:
+async def _cut(batches: Batches, left: int, notes: Notes) -> AsyncIterator[Sequence[Event]]:
     """Yield the batches until their text weighs more than `left`, and the answer's end there."""
     async for batch in batches:
         events: list[Event] = []
@@ -48,6 +49,7 @@ async def _cut(batches: Batches, left: int) -> AsyncIterator[Sequence[Event]]:
                     text = within(event.text, left)
                     if text:
                         events.append(type(event)(text))
+                    notes.leave_rest(batch[batch.index(event) + 1 :])
                     yield [*events, Finish("length")]
                     return
                 left -= weight

@@ -97,6 +97,8 @@ async def _read(
             for event in batch:
                 if type(event) is TextDelta:
                     events += parser.feed(event.text)
+                elif type(event) is Finish and event.reason == "length":
+                    events += [*parser.cut(), event]
                 elif type(event) is Finish:
                     events += parser.close()
                     events.append(_finish(event, parser, is_demanded))

@@ -146,6 +146,18 @@ class ToolText:
         self._buffer, self._state = "", "over"
         return self.flush()
 
+    def cut(self) -> Pieces:
+        """Return what was settled of an answer that was cut off at a limit of its length.
+
+        A call that was not whole is none: nothing is put in the place of what is missing. What of
+        one is out already stays as it is.
+        """
+        if self._state == "text" and len(self._buffer) == 1:
+            # Nothing tells it from an ordinary sign.
+            self._give(self._buffer, self._out)
+        self._buffer, self._state = "", "over"
+        return self.flush()
+
     def flush(self) -> Pieces:
         """Return what was found and not returned yet, as before a fault."""
         out, self._out = self._out, []

@@ -15,6 +15,7 @@ from qwen_asgi.errors import (
     UpstreamFirstTimeout,
     UpstreamIdleTimeout,
     UpstreamInvalidResponse,
+    UpstreamRefused,
     UpstreamTimeout,
     UpstreamTotalTimeout,
 )
@@ -72,6 +73,9 @@ class Files(Protocol):
         `check` is first given it with stand-ins for them, and raises what is refused anyway. Raises
         InvalidRequest for a file that is not taken, and UpstreamError.
         """
+
+    def forget(self, request: ChatRequest) -> None:
+        """Bring the files of such a request anew the next time."""
 
 
 class Reached:
@@ -151,18 +155,20 @@ class HTTPUpstream(Reached):
 class Call:
     """One chat: entered with its first events at hand, left when it is over."""
 
-    __slots__ = ("_answer", "_opening", "_reached", "_request")
+    __slots__ = ("_answer", "_brought", "_opening", "_reached", "_request")
 
     def __init__(self, reached: Reached, request: ChatRequest) -> None:
         self._reached = reached
         self._request = request
+        self._brought: ChatRequest | None = None
+        """The request whose files the upstream has, if it has some."""
 
     async def _encoded(self, encode: Callable[[ChatRequest], _T], clock: Clock) -> _T:
         """Return what `encode` makes of the request once the upstream has the files in it."""
         request, files = self._request, self._reached.files
         try:
             if files is not None and files.are_in(request.messages):
-                request = await files.brought(request, encode, clock)
+                self._brought = request = await files.brought(request, encode, clock)
             encoded = encode(request)
         except UpstreamError:
             request.notes.attempts += 1
@@ -184,6 +190,9 @@ class Call:
             self._answer = answer = _Answer(response, decoder, clock)
             await answer.begin()
         except BaseException as exc:
+            if isinstance(exc, UpstreamRefused) and self._brought is not None and reached.files:
+                # It may be for a file that the upstream does not have any more.
+                reached.files.forget(self._brought)
             await opening.__aexit__(type(exc), exc, exc.__traceback__)
             raise
         return answer

@@ -15,12 +15,18 @@ from functools import partial
 from typing import Literal, Protocol
 
 from qwen_asgi.chat import ChatRequest, Message, Part
-from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTimeout
+from qwen_asgi.errors import (
+    UpstreamError,
+    UpstreamInvalidResponse,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
 from qwen_asgi.transports import Transport
 from qwen_asgi.upstreams import AnswerReader, _oss
 from qwen_asgi.upstreams._held_files import (
     InlineFile,
     Upload,
+    UploadedPart,
     check_kinds,
     has_files,
     held_in,
@@ -55,10 +61,16 @@ FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 2.0
 """Seconds before a document is asked after again; each pause is twice as long as the last."""
 
+UPLOAD_FAILED = "upstream_upload_failed"
+
 Way = Literal["ticket", "multipart"]
 
 _Key = tuple[str, str, bytes]
 """Kind, media type and SHA-256 of a file."""
+
+
+def _key(file: InlineFile) -> _Key:
+    return file.kind, file.media_type, file.digest
 
 
 class FileReader(AnswerReader, Protocol):
@@ -113,6 +125,13 @@ class Uploads(Reached):
         check_kinds(files, held, name)
         return with_uploads(request, held, files, await self._all(files, clock))
 
+    def forget(self, request: ChatRequest) -> None:
+        """Bring the files of a request anew next time: the upstream may have lost them."""
+        for message in request.messages:
+            for part in message.content if isinstance(message.content, tuple) else ():
+                if isinstance(part, UploadedPart):
+                    self._known.pop(_key(part.file), None)
+
     async def _read(self, part: Part, where: str, *, is_large: bool) -> InlineFile:
         read = partial(read_file, part, where, self._calls.kinds, self.reader.name)
         if not is_large:
@@ -138,7 +157,7 @@ class Uploads(Reached):
 
     async def _one(self, file: InlineFile, clock: Clock) -> Upload:
         """Return the upload of a file: known, under way, or begun now."""
-        key = (file.kind, file.media_type, file.digest)
+        key = _key(file)
         until, known = self._known.get(key, (0.0, Upload("")))
         if time.monotonic() < until:
             return known
@@ -182,6 +201,16 @@ class Uploads(Reached):
         return ticket.file
 
     async def _put(self, ticket: _oss.Ticket, file: InlineFile, clock: Clock) -> None:
+        try:
+            await self._put_there(ticket, file, clock)
+        except (UpstreamRefused, UpstreamTimeout):
+            raise
+        except UpstreamError as error:
+            # It is the storage's failure: the upstream itself may work well.
+            error.code = UPLOAD_FAILED
+            raise
+
+    async def _put_there(self, ticket: _oss.Ticket, file: InlineFile, clock: Clock) -> None:
         try:
             url = _oss.object_url(ticket, self._hosts)
         except UpstreamInvalidResponse:

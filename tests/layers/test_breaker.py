@@ -91,6 +91,7 @@ GOOD_REASONS = [
     UpstreamInvalidResponse("no object", code="upstream_invalid_json"),
     UpstreamInvalidResponse("no call", code="upstream_no_tool_call"),
     UpstreamInvalidResponse("no end", code="upstream_answer_too_long"),
+    UpstreamError("no storage", code="upstream_upload_failed"),
     UpstreamQuotaExhausted("pay"),
     UpstreamRefused("no"),
     UpstreamAuthenticationFailed("who"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwen_asgi.chat import Choice, Event, Finish, Fold, TextDelta, Usage
+from qwen_asgi.chat import Choice, Event, Finish, Fold, Notes, TextDelta, Usage
 from qwen_asgi.errors import (
     InvalidRequest,
     UpstreamRateLimited,
@@ -75,6 +75,12 @@ async def test_usage_is_summed_and_told_once_at_the_end() -> None:
 async def test_a_sum_that_lacks_one_is_not_told() -> None:
     batches = await batches_of(2, says("a", Usage(3, 5, 8)), says("b"))
     assert not any(type(event) is Usage for batch in batches for event in batch)
+
+
+async def test_what_one_has_cost_is_noted_where_the_sum_cannot_be_told() -> None:
+    request = replace(CHAT, options={"n": 2}, notes=Notes())
+    await answer(Choices(Scripted(says("a", Usage(3, 5, 8)), says("b"))), request)
+    assert request.notes.left == Usage(3, 5, 8, certainty="partial")
 
 
 async def test_a_refusal_of_one_is_the_refusal_of_all() -> None:

@@ -20,6 +20,7 @@ from qwen_asgi.chat import (
 from qwen_asgi.errors import UpstreamRateLimited, UpstreamTruncated
 from qwen_asgi.layers import drain
 from qwen_asgi.layers.drain import Draining, Drains
+from qwen_asgi.layers.limit import Limit
 from tests.layers.scripted import ANSWER, Outcome, Scripted, answer
 
 pytestmark = pytest.mark.anyio
@@ -93,15 +94,40 @@ async def test_usage_that_waits_for_a_slow_client_is_not_lost() -> None:
     assert (await over(rest), rest.usage) == ("done", USAGE)
 
 
-async def test_a_client_that_leaves_before_the_first_event_is_no_other() -> None:
-    upstream = Scripted([TextDelta("a"), USAGE, Finish("stop")])
+async def test_nothing_is_asked_for_a_client_that_left_before_the_answer_began() -> None:
+    upstream = Scripted([60.0, TextDelta("a")])
+    limited = Limit(upstream, 1, queue=5, patience=5.0, name="studio")
+    layer = Draining(limited, Drains(), seconds=5.0, tokens=None)
+    first = asyncio.create_task(answer(layer, chat()))
+    await asyncio.sleep(0.01)
     request = chat()
-    task = asyncio.create_task(answer(draining(upstream), request))
-    await asyncio.sleep(0)
+    waiting = asyncio.create_task(answer(layer, request))
+    await asyncio.sleep(0.01)
+    assert limited.busy == 2
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert (limited.busy, len(upstream.asked), request.notes.rest) == (1, 1, None)
+    first.cancel()
+    await asyncio.wait([first])
+
+
+@pytest.mark.parametrize("texts", range(10, 20))
+async def test_usage_that_waits_for_room_when_the_client_leaves_is_not_lost(texts: int) -> None:
+    upstream = Scripted([*[TextDelta("x")] * texts, USAGE, Finish("stop")])
+    rest = await left_at_the_first(draining(upstream))
+    assert (await over(rest), rest.usage) == ("done", USAGE)
+
+
+async def test_once_the_gateway_is_to_end_nothing_is_read_on() -> None:
+    drains = Drains()
+    upstream = Scripted([TextDelta("a"), 60.0])
+    request = chat()
+    task = asyncio.create_task(answer(draining(upstream, drains=drains), request))
+    await asyncio.sleep(0.01)
+    drains.is_closed = True
     task.cancel()
     await asyncio.wait([task])
-    assert request.notes.rest is not None
-    assert (await over(request.notes.rest), request.notes.rest.usage) == ("done", USAGE)
+    assert (upstream.open, request.notes.rest) == (0, None)
 
 
 async def test_it_is_read_on_for_so_many_seconds() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +13,7 @@ from qwen_asgi.chat import (
     Event,
     Finish,
     Message,
+    Notes,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -190,6 +194,51 @@ async def test_a_long_answer_is_sent_back_in_part() -> None:
     with pytest.raises(UpstreamInvalidResponse):
         await answer(JSONAnswers(upstream, repairs=True), request)
     assert len(upstream.asked[1].messages[-2].text) == LONGEST_SENT_BACK + 1
+
+
+async def test_what_a_wrong_answer_has_cost_is_noted_where_the_second_call_fails() -> None:
+    upstream = Scripted(says("{}"), UpstreamTruncated("cut"))
+    options = {"response_format": wish(SCHEMA)}
+    request = replace(CHAT, stream=False, options=options, notes=Notes())
+    with pytest.raises(UpstreamTruncated):
+        await answer(JSONAnswers(upstream, repairs=True), request)
+    assert request.notes.left == Usage(1, 2, 3, certainty="partial")
+
+
+async def test_a_schema_is_made_a_check_of_once_for_all_who_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[object] = []
+
+    def noted(schema: Mapping[str, Any]) -> Any:
+        made.append(schema)
+        return make_check(schema)
+
+    monkeypatch.setattr(json_answer, "make_check", noted)
+    large = {**SCHEMA, "description": "x" * json_answer.SMALL_SCHEMA}
+    for schema in SCHEMA, large:
+        layer = JSONAnswers(Scripted(says('{"name": "a"}')))
+        request = replace(CHAT, options={"response_format": wish(schema)})
+        await asyncio.gather(*(answer(layer, request) for _ in range(5)))
+        await answer(layer, request)
+    assert made == [SCHEMA, large]
+    for number in range(json_answer.MOST_SCHEMAS + 1):
+        other = replace(CHAT, options={"response_format": wish({**SCHEMA, "title": str(number)})})
+        await answer(layer, other)
+    assert len(layer._checks) <= json_answer.MOST_SCHEMAS
+
+
+async def test_a_very_large_schema_holds_nobody_up() -> None:
+    schema: dict[str, Any] = {"anyOf": [{}] * 20_000}
+    layer = JSONAnswers(Scripted(says("{}")))
+    request = replace(CHAT, options={"response_format": wish(schema)})
+    task = asyncio.create_task(answer(layer, request))
+    longest, last = 0.0, time.perf_counter()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    assert await task
+    assert longest < 1.0
 
 
 async def test_an_answer_that_was_too_long_ends_as_one() -> None:

@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from qwen_asgi.chat import Event, Finish, ReasoningDelta, TextDelta, Usage, fold
+from qwen_asgi.chat import (
+    Batches,
+    ChatRequest,
+    Event,
+    Finish,
+    Notes,
+    ReasoningDelta,
+    TextDelta,
+    Usage,
+    fold,
+)
 from qwen_asgi.layers.token_limit import TokenLimit
 from tests.layers.scripted import ANSWER, CHAT, Scripted, answer
 
@@ -39,3 +51,17 @@ async def test_an_answer_within_the_limit_is_as_it_was(most: int) -> None:
 async def test_without_a_limit_there_is_none() -> None:
     upstream = Scripted()
     assert await answer(TokenLimit(upstream)) == [*ANSWER]
+
+
+async def test_usage_in_the_batch_that_is_cut_is_noted() -> None:
+    request = replace(CHAT, max_tokens=1, notes=Notes())
+
+    @asynccontextmanager
+    async def upstream(request: ChatRequest) -> AsyncIterator[Batches]:
+        async def batches() -> Batches:
+            yield [TextDelta("12"), USAGE, Finish("stop")]
+
+        yield batches()
+
+    assert await answer(TokenLimit(upstream), request) == [TextDelta("1"), Finish("length")]
+    assert request.notes.left == replace(USAGE, certainty="partial")

@@ -18,6 +18,7 @@ from qwen_asgi.chat import (
     fold,
 )
 from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse, UpstreamTruncated
+from qwen_asgi.layers.token_limit import TokenLimit
 from qwen_asgi.layers.tools import EmulatedTools
 from qwen_asgi.tool_text.prompt import EMPTY_RESULT, Form
 from tests.layers.scripted import CHAT, Scripted, answer
@@ -262,3 +263,40 @@ async def test_a_history_that_is_none_is_refused_by_name(calls: Any, param: str)
     with pytest.raises(InvalidRequest) as caught:
         await answer(EmulatedTools(Scripted()), ask(message))
     assert caught.value.param == param
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CUT = '<tool_call>{"name": "f", "arguments": {"city": "Berlin and more"}}</tool_call>'
+
+
+@pytest.mark.parametrize("most", range(1, 60))
+async def test_a_call_that_is_cut_at_a_limit_is_no_other_and_no_failure(most: int) -> None:
+    """Whatever is missing of it: nothing is put in its place, and the answer ends by its length."""
+    request = replace(CHAT, options={"tools": [TOOL]}, max_tokens=most)
+    for size in 1, 1000:
+        pieces = [TextDelta(CUT[at : at + size]) for at in range(0, len(CUT), size)]
+        upstream = TokenLimit(Scripted([*pieces, Finish("stop")]))
+        whole = fold(await answer(EmulatedTools(upstream), request))
+        assert "tool_call" not in whole.text
+        arguments = "".join(call.arguments for call in whole.tool_calls)
+        assert '{"city":"Berlin and more"}'.startswith(arguments.replace(": ", ":"))
+        if whole.finish_reason == "length":
+            assert not whole.text
+        else:
+            assert json.loads(arguments) == {"city": "Berlin and more"}
+
+
+async def test_a_whole_call_before_the_cut_stays() -> None:
+    text = CUT + CUT[:40]
+    upstream = Scripted([TextDelta(text), Finish("length")])
+    whole = fold(await answer(EmulatedTools(upstream), replace(CHAT, options={"tools": [TOOL]})))
+    assert whole.finish_reason == "length"
+    assert [json.loads(call.arguments) for call in whole.tool_calls[:1]] == [
+        {"city": "Berlin and more"}
+    ]

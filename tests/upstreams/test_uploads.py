@@ -418,13 +418,13 @@ ERRORS: list[tuple[Any, Fault, int, str, str]] = [
     ("ticket", Fault.bare_json({"success": True, "data": {}}), 500, "upstream_invalid_response",
      "'region'"),
     ("put", Fault.status(403, b"<Error><Code>AccessDenied</Code></Error>"), 500,
-     "upstream_failed", "(HTTP 403, AccessDenied)"),
+     "upstream_upload_failed", "(HTTP 403, AccessDenied)"),
     ("put", Fault.status(400, b"<Code>EntityTooLarge</Code>"), 400, "upstream_refused",
      "this large"),
     ("put", Fault.status(302, headers={"location": "http://127.0.0.1:9/"}), 500,
-     "upstream_invalid_response", "elsewhere"),
-    ("put", Fault.status(500), 500, "upstream_failed", "(HTTP 500)"),
-    ("put", CUT, 500, "upstream_truncated", ""),
+     "upstream_upload_failed", "elsewhere"),
+    ("put", Fault.status(500), 500, "upstream_upload_failed", "(HTTP 500)"),
+    ("put", CUT, 500, "upstream_upload_failed", ""),
     ("parse", Fault.failure("Bad_Request", "no"), 400, "Bad_Request", ""),
     ("parse_status", Fault.block_page(), 500, "upstream_blocked", ""),
 ]  # fmt: skip
@@ -580,7 +580,7 @@ def test_a_file_is_put_nowhere_but_where_the_settings_say(
     place = qwen_url.removeprefix("http://")
     for hosts in ("*.aliyuncs.com",), ("http://127.0.0.1:9",):
         error = error_of(http.post(url(upload_hosts=hosts), json=ask(picture())), 500)
-        assert error["code"] == "upstream_invalid_response"
+        assert error["code"] == "upstream_upload_failed"
         assert "QWEN_UPLOAD_HOSTS" in error["message"]
         assert place not in error["message"]
     assert f"keeps its files at {place} (bucket simulated-bucket)" in caplog.text
@@ -787,3 +787,18 @@ def test_a_signed_address_that_the_upstream_repeats_comes_out_nowhere(
     error = error_of(http.post(url(log_bodies=True, **options), json=ask(picture())), 400)
     assert "cannot fetch (address) now" in error["message"]
     assert "x-oss-signature" not in f"{error} {log.getvalue()}"
+
+
+def test_a_file_of_a_chat_that_was_refused_is_brought_anew(
+    url: URL, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    """The upstream may have lost it."""
+    address = url()
+    assert http.post(address, json=ask(picture())).status_code == 200
+    qwen.fail(Fault.status(400, b'{"detail": "The file is not ready."}'))
+    assert http.post(address, json=ask(picture())).status_code == 400
+    assert paths(qwen).count("PUT") == 1
+    assert http.post(address, json=ask(picture())).status_code == 200
+    assert paths(qwen).count("PUT") == 2
+    assert http.post(address, json=ask(picture())).status_code == 200
+    assert paths(qwen).count("PUT") == 2
