@@ -41,6 +41,13 @@ class Message:
     content: str | tuple[Part, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """The message's other fields, as the client sent them: `name`, `tool_calls`, `chat_type`..."""
+    at: int = field(default=-1, compare=False, repr=False)
+    """Where the client has it among its own; -1 for one that the gateway has put there."""
+
+    def where(self, index: int) -> str:
+        """Return how the client names it, whatever stands before it by now; `index` is its place
+        here."""
+        return f"messages[{index if self.at < 0 else self.at}]"
 
     @property
     def text(self) -> str:

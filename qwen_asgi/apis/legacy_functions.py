@@ -7,6 +7,7 @@ an id, named `function_call`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qwen_asgi.chat import Message, ToolCall, ToolCallDelta
@@ -53,12 +54,12 @@ def with_tool_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
             ids[str(call.get("name"))] = id
             extra = {name: v for name, v in message.extra.items() if name != "function_call"}
             extra["tool_calls"] = [{"id": id, "type": "function", "function": call}]
-            turned.append(Message(message.role, message.content, extra))
+            turned.append(replace(message, extra=extra))
         elif message.role == "function":
             name = str(message.extra.get("name"))
             extra = {k: v for k, v in message.extra.items() if k != "name"}
             extra["tool_call_id"] = ids.get(name, f"call_{name}")
-            turned.append(Message("tool", message.content, extra))
+            turned.append(replace(message, role="tool", extra=extra))
         else:
             turned.append(message)
     return tuple(turned)

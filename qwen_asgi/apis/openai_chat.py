@@ -485,11 +485,11 @@ def _message(fields: Mapping[str, Any], index: int) -> Message:
             k: v for k, v in fields.items() if k not in _OF_MESSAGES and v not in (None, [], {})
         }
     if type(content) is str:
-        return Message(role, content, extra)
+        return Message(role, content, extra, index)
     if role == "assistant" and content in (None, []):
         # So a tool-calling turn, or a refusal, comes back in a history.
-        return Message(role, "", extra)
-    return Message(role, _content(content, f"messages[{index}].content"), extra)
+        return Message(role, "", extra, index)
+    return Message(role, _content(content, f"messages[{index}].content"), extra, index)
 
 
 def _content(content: Any, where: str) -> str | tuple[Part, ...]:

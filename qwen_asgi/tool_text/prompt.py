@@ -82,7 +82,7 @@ def as_text(messages: Sequence[Message], *, form: Form) -> tuple[Message, ...]:
             written.append(Message("user", "\n".join(results)))
             results = []
         calls = message.extra.get("tool_calls")
-        written.append(_with_calls(message, calls, f"messages[{n}]", form) if calls else message)
+        written.append(_with_calls(message, calls, message.where(n), form) if calls else message)
     if results:
         written.append(Message("user", "\n".join(results)))
     return tuple(written)
@@ -119,7 +119,7 @@ def _with_calls(message: Message, calls: Any, where: str, form: Form) -> Message
     blocks = [_block(call, f"{where}.tool_calls[{n}]", form) for n, call in enumerate(calls)]
     text = "\n".join([*([message.text] if message.text else []), *blocks])
     extra = {name: value for name, value in message.extra.items() if name != "tool_calls"}
-    return Message(message.role, text, extra)
+    return replace(message, content=text, extra=extra)
 
 
 def _block(call: Any, where: str, form: Form) -> str:

@@ -57,10 +57,8 @@ class Held(NamedTuple):
     part: int
     kind: str
     """The part's."""
-
-    @property
-    def where(self) -> str:
-        return f"messages[{self.message}].content[{self.part}].{self.kind}"
+    where: str
+    """How the client names it."""
 
 
 def holds_file(part: Part) -> bool:
@@ -83,7 +81,7 @@ def has_files(messages: Sequence[Message]) -> bool:
 def held_in(messages: Sequence[Message], upstream: str) -> list[Held]:
     """Return where files are held. Raises InvalidRequest for more than a turn may have."""
     held = [
-        Held(m, p, part.kind)
+        Held(m, p, part.kind, f"{message.where(m)}.content[{p}].{part.kind}")
         for m, message in enumerate(messages)
         if not isinstance(message.content, str)
         for p, part in enumerate(message.content)

@@ -180,7 +180,7 @@ def _message(message: Message, index: int, default_type: str) -> dict[str, Any]:
     )
     if is_usual:
         return _document(message.role, message.content, default_type, {})
-    where = f"messages[{index}]"
+    where = message.where(index)
     refuse_tools(message, where, QwenWebV1.name)
     chat_type = text_field(message.extra, "chat_type", f"{where}.chat_type") or default_type
     refuse_task(chat_type, TASK_CHAT_TYPES, f"{where}.chat_type")

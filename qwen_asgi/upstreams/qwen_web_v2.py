@@ -199,14 +199,14 @@ def _ignored(request: ChatRequest) -> tuple[str, ...]:
 def _turn(request: ChatRequest) -> dict[str, Any]:
     """Return the one message that is sent, with the whole conversation in it (W2-29, W2-30)."""
     last = request.messages[-1]
-    param = f"messages[{len(request.messages) - 1}]"
+    param = last.where(len(request.messages) - 1)
     chat_type = (
         text_field(last.extra, "chat_type", f"{param}.chat_type")
         or text_field(request.options, "chat_type", "chat_type")
         or DEFAULT_CHAT_TYPE
     )
     refuse_task(chat_type, TASK_CHAT_TYPES, "chat_type")
-    files = [file for i, m in enumerate(request.messages) for file in _files(m, f"messages[{i}]")]
+    files = [file for i, m in enumerate(request.messages) for file in _files(m, m.where(i))]
     if len(files) > MOST_FILES:
         raise InvalidRequest(
             f"the upstream {QwenWebV2.name!r} takes {MOST_FILES} files in a request, "

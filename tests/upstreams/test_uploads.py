@@ -802,3 +802,20 @@ def test_a_file_of_a_chat_that_was_refused_is_brought_anew(
     assert paths(qwen).count("PUT") == 2
     assert http.post(address, json=ask(picture())).status_code == 200
     assert paths(qwen).count("PUT") == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    ],
+    ids=["structured", "tools"],
+)
+def test_a_wrong_file_is_named_as_the_client_has_it(
+    url: URL, http: httpx.Client, fields: dict[str, Any]
+) -> None:
+    """Though the gateway has put a turn of its own before the client's."""
+    wrong = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    error = error_of(http.post(url(), json=ask(wrong, **fields)), 400)
+    assert error["param"].startswith("messages[0].content[")
