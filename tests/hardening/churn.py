@@ -33,7 +33,7 @@ def run(trial: Trial, lane: str, *, requests: int) -> None:
         pool: dict[str, Any] = {"max_connections": CONNECTIONS, "connect_timeout": 5}
         settings = Settings(base_url=up, api_key="k", models=(MODEL,), **pool)
         gateway = Gateway(settings, http_client=client, authenticate=anonymous)
-        with served(gateway) as app, httpx.Client(trust_env=False, timeout=30) as http:
+        with served(gateway, client) as app, httpx.Client(trust_env=False, timeout=30) as http:
             before = _plain_seconds(trial, app.url, http, "before")
             tasks = app.tasks()
             asyncio.run(_all(trial, app.url, requests))

@@ -88,7 +88,7 @@ def _over(trial: Trial, lane: str, dialect: str, step: int) -> None:
         )
         client = httpx.AsyncClient(trust_env=False) if lane == "httpx" else None
         gateway = Gateway(settings, http_client=client, authenticate=anonymous)
-        with served(gateway) as app, httpx.Client(trust_env=False, timeout=30) as http:
+        with served(gateway, client) as app, httpx.Client(trust_env=False, timeout=30) as http:
             _meet(trial, app, http, None, f"{lane} {dialect} no fault")
             before = app.tasks()
             for name, fault in faults(step):

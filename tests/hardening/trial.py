@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+import httpx
+from starlette.types import Message, Receive, Scope, Send
 
 from qwen_asgi import Gateway
 from qwen_asgi.testing import SimulatedQwen, serve
@@ -44,14 +45,22 @@ def table(trials: list[Trial]) -> str:
 class Served:
     """A gateway on a real socket, whose event loop can be looked into."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, client: httpx.AsyncClient | None = None) -> None:
+        """`client` is what the gateway was given, and does not close."""
         self.gateway = gateway
         self.url = ""
+        self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
-        await self.gateway(scope, receive, send)
+
+        async def close_first(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete" and self._client is not None:
+                await self._client.aclose()
+            await send(message)
+
+        await self.gateway(scope, receive, close_first)
 
     def tasks(self) -> int:
         """How many tasks there are in its loop."""
@@ -65,8 +74,8 @@ class Served:
 
 
 @contextmanager
-def served(gateway: Gateway) -> Iterator[Served]:
-    app = Served(gateway)
+def served(gateway: Gateway, client: httpx.AsyncClient | None = None) -> Iterator[Served]:
+    app = Served(gateway, client)
     with serve(app) as url:
         app.url = url
         yield app
