@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from qwen_asgi.errors import Overloaded, RateLimited
 from qwen_asgi.turns import NoTurn, Turns
@@ -55,14 +56,11 @@ class Admission:
         except BaseException:
             self._leave(client)
             raise
+        return partial(self._leave, client, give_back)
 
-        def leave() -> None:
+    def _leave(self, client: str, give_back: Callable[[], None] | None = None) -> None:
+        if give_back is not None:
             give_back()
-            self._leave(client)
-
-        return leave
-
-    def _leave(self, client: str) -> None:
         with self._lock:
             number = self._of_client[client] - 1
             if number:

@@ -278,7 +278,7 @@ class Gateway:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
         try:
             # One set of settings for all of a chat, though others may come meanwhile.
-            async with Work(self._shutdown):
+            with Work(self._shutdown):
                 leave = await self._admission.enter(_client_of(call))
             try:
                 with self._wired as wired:
@@ -304,14 +304,16 @@ class Gateway:
     async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange) -> None:
         settings = wired.settings
         _check_content_type(call.headers.get(b"content-type"))
-        async with Work(self._shutdown):
+        with Work(self._shutdown):
             body = await read_body(call.receive, settings.max_body, settings.body_timeout)
         if settings.log_bodies:
             logger.info("request %s: %s", call.id, Printable(body))
         chat = self._api.read(body)
         async with ClientWatch(call.receive) as watch:
-            async with Work(self._shutdown):
-                upstream = await wired.catalog.resolve(chat.model)
+            upstream = wired.catalog.certain(chat.model)
+            if upstream is None:
+                with Work(self._shutdown):
+                    upstream = await wired.catalog.resolve(chat.model)
             exchange.model, exchange.stream = chat.model, chat.stream
             exchange.notes = chat.notes
             await relay(
@@ -327,18 +329,20 @@ class Gateway:
 
     async def _models(self, call: _Call) -> None:
         with self._wired as wired:
-            async with Work(self._shutdown), ClientWatch(call.receive) as watch:
-                document = await wired.catalog.document()
-                watch.stop()
-                await self._document(call, document)
+            with Work(self._shutdown):
+                async with ClientWatch(call.receive) as watch:
+                    document = await wired.catalog.document()
+                    watch.stop()
+            await self._document(call, document)
 
     async def _model(self, call: _Call) -> None:
         model = call.path.removeprefix(_MODEL_PATH)
         with self._wired as wired:
-            async with Work(self._shutdown), ClientWatch(call.receive) as watch:
-                document = await wired.catalog.model_document(model)
-                watch.stop()
-                await self._document(call, document)
+            with Work(self._shutdown):
+                async with ClientWatch(call.receive) as watch:
+                    document = await wired.catalog.model_document(model)
+                    watch.stop()
+            await self._document(call, document)
 
     async def _alive(self, call: _Call) -> None:
         await self._document(call, b'{"status":"ok"}')

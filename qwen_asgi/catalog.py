@@ -60,6 +60,10 @@ class Catalog:
             if names:
                 self._certain[model] = self._upstream(model, names)
 
+    def certain(self, model: str) -> Upstream | None:
+        """Return who serves `model`, if no list need be read to tell."""
+        return self._certain.get(model)
+
     async def resolve(self, model: str) -> Upstream:
         """Return who serves `model`. Raises ModelNotFound; UpstreamError if there is no list."""
         certain = self._certain.get(model)

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import chain
+from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import sse
+from qwen_asgi.cutoff import Cutoff
 from qwen_asgi.disconnect import ClientLeft
 from qwen_asgi.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge
 
@@ -64,14 +66,42 @@ async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
     Raises RequestTooLarge over `limit` bytes, RequestTimeout after `silence` seconds without any of
     it, and ClientLeft.
     """
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(silence) as timeout:
-            return await _read(receive, limit, lambda: timeout.reschedule(loop.time() + silence))
-    except TimeoutError:
-        raise RequestTimeout(
-            f"nothing of the request's body came for {silence:g} seconds (QWEN_BODY_TIMEOUT)"
-        ) from None
+    with _Silence(silence) as broken:
+        return await _read(receive, limit, broken)
+
+
+class _Silence(Cutoff):
+    """So many seconds in which something must come."""
+
+    __slots__ = ("_loop", "_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> Callable[[], None]:  # type: ignore[override]
+        """Return what is to be called when something has come."""
+        super().__enter__()
+        self._loop = self.task.get_loop()
+        self._timer = self._loop.call_later(self._seconds, self.cut)
+        return self._begin_anew
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        super().__exit__(exc_type, exc, traceback)
+
+    def error(self) -> Exception:
+        return RequestTimeout(
+            f"nothing of the request's body came for {self._seconds:g} seconds (QWEN_BODY_TIMEOUT)"
+        )
+
+    def _begin_anew(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._seconds, self.cut)
 
 
 async def _read(receive: Receive, limit: int, go_on: Callable[[], None]) -> bytes:

@@ -56,16 +56,17 @@ async def _whole(
 ) -> None:
     whole = Fold()
     try:
-        async with Work(shutdown), upstream(chat) as batches:
-            exchange.begun()
-            async for batch in batches:
-                whole.add(batch)
-                if whole.size > LONGEST_ANSWER:
-                    raise UpstreamInvalidResponse(
-                        f"the upstream's answer is longer than {LONGEST_ANSWER} characters; "
-                        "stream it",
-                        code="upstream_answer_too_long",
-                    )
+        with Work(shutdown):
+            async with upstream(chat) as batches:
+                exchange.begun()
+                async for batch in batches:
+                    whole.add(batch)
+                    if whole.size > LONGEST_ANSWER:
+                        raise UpstreamInvalidResponse(
+                            f"the upstream's answer is longer than {LONGEST_ANSWER} characters; "
+                            "stream it",
+                            code="upstream_answer_too_long",
+                        )
     finally:
         exchange.usage = whole.usage
     # The upstream is free again before a slow client has taken the answer.
@@ -88,15 +89,16 @@ async def _stream(
     writer = api.stream(chat)
     stream = EventStream(response, heartbeat, lambda: _noted(chat))
     try:
-        async with Work(shutdown), upstream(chat) as batches:
-            exchange.begun()
-            async for batch in batches:
-                data = writer.write(batch)
-                if data:
-                    await stream.write(data)
-            watch.stop()
-            await stream.end(writer.finish())
-            exchange.done()
+        with Work(shutdown):
+            async with upstream(chat) as batches:
+                exchange.begun()
+                async for batch in batches:
+                    data = writer.write(batch)
+                    if data:
+                        await stream.write(data)
+                watch.stop()
+                await stream.end(writer.finish())
+                exchange.done()
     except QwenASGIError as error:
         if stream.ended or not stream.started:
             raise

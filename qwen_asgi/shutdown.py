@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
+from qwen_asgi.cutoff import Cutoff
 from qwen_asgi.errors import ShuttingDown
 
 
@@ -45,48 +46,50 @@ class Shutdown:
         return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
 
 
-class Work:
+class Work(Cutoff):
     """What runs inside it is cancelled at the end, and ShuttingDown is raised in its place.
 
-        async with Work(shutdown):
-            ...
-
-    It takes the cancellation back as `asyncio.timeout` does, on which it is built.
+    with Work(shutdown):
+        ...
     """
 
-    __slots__ = ("_loop", "_shutdown", "_timeout")
+    __slots__ = ("_loop", "_shutdown", "_timer")
 
     def __init__(self, shutdown: Shutdown) -> None:
         self._shutdown = shutdown
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._loop = self.task.get_loop()
         self._shutdown._under_way.add(self)
-        self._timeout = asyncio.timeout(self._shutdown.left())
-        await self._timeout.__aenter__()
+        if self._shutdown.is_begun:
+            self._end_in_time()
 
-    async def __aexit__(
+    def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         self._shutdown._under_way.discard(self)
-        try:
-            await self._timeout.__aexit__(exc_type, exc, traceback)
-        except TimeoutError:
-            raise ShuttingDown(
-                "this gateway was shut down before the answer had ended; ask again", retry_after=1
-            ) from None
+        if self._timer is not None:
+            self._timer.cancel()
+        super().__exit__(exc_type, exc, traceback)
+
+    def error(self) -> Exception:
+        return ShuttingDown(
+            "this gateway was shut down before the answer had ended; ask again", retry_after=1
+        )
 
     def end_soon(self) -> None:
         """End it when its time is over, from whatever thread this is said."""
         # A loop that is closed has ended it.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._reschedule)
+            self._loop.call_soon_threadsafe(self._end_in_time)
 
-    def _reschedule(self) -> None:
+    def _end_in_time(self) -> None:
         left = self._shutdown.left()
         # It may be over by now.
-        if self in self._shutdown._under_way and left is not None:
-            self._timeout.reschedule(self._loop.time() + left)
+        if self in self._shutdown._under_way and left is not None and self._timer is None:
+            self._timer = self._loop.call_later(left, self.cut)

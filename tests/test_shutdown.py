@@ -42,7 +42,7 @@ async def test_work_is_ended_when_its_time_is_over_and_not_before() -> None:
     begun = time.monotonic()
 
     async def work(seconds: float) -> str:
-        async with Work(shutdown):
+        with Work(shutdown):
             await asyncio.sleep(seconds)
         return "done"
 
@@ -70,7 +70,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     shutdown = Shutdown()
 
     async def work() -> None:
-        async with Work(shutdown):
+        with Work(shutdown):
             await asyncio.sleep(60)
 
     task = asyncio.create_task(work())
