@@ -19,9 +19,9 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "workers started anew under load": lambda t: restart.run(t, restarts=20),
 }
 SHORT: dict[str, Callable[[Trial], None]] = {
-    "faults of the upstream": lambda t: fault_matrix.run(t, step=397),
-    "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=800),
-    "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=800),
+    "faults of the upstream": lambda t: fault_matrix.run(t, step=1009),
+    "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=600),
+    "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
     "workers started anew under load": lambda t: restart.run(t, restarts=2),
