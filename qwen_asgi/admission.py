@@ -34,20 +34,21 @@ class Admission:
         self._most_of_client = of_client
         self._queue, self._patience = queue, patience
 
+    def enter_at_once(self, client: str) -> Callable[[], None] | None:
+        """As `enter`, where there is nothing to wait for; None where there is."""
+        self._count(client)
+        give_back = self._turns.take_at_once()
+        if give_back is None:
+            self._leave(client)
+            return None
+        return partial(self._leave, client, give_back)
+
     async def enter(self, client: str) -> Callable[[], None]:
         """Let a client's request in, and return what is to be called when it is over.
 
         Raises Overloaded, and RateLimited for one too many of this client.
         """
-        with self._lock:
-            number = self._of_client.get(client, 0)
-            if self._most_of_client is not None and number >= self._most_of_client:
-                raise RateLimited(
-                    f"{number} requests of yours are open, and no more may be at once",
-                    code="too_many_requests",
-                    retry_after=1,
-                )
-            self._of_client[client] = number + 1
+        self._count(client)
         try:
             give_back = await self._turns.take(queue=self._queue, patience=self._patience)
         except NoTurn as why:
@@ -57,6 +58,17 @@ class Admission:
             self._leave(client)
             raise
         return partial(self._leave, client, give_back)
+
+    def _count(self, client: str) -> None:
+        with self._lock:
+            number = self._of_client.get(client, 0)
+            if self._most_of_client is not None and number >= self._most_of_client:
+                raise RateLimited(
+                    f"{number} requests of yours are open, and no more may be at once",
+                    code="too_many_requests",
+                    retry_after=1,
+                )
+            self._of_client[client] = number + 1
 
     def _leave(self, client: str, give_back: Callable[[], None] | None = None) -> None:
         if give_back is not None:

@@ -29,6 +29,7 @@ from qwen_asgi.authentication import (
     anonymous,
     identify,
 )
+from qwen_asgi.begun import guarded
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
 from qwen_asgi.errors import (
     AuthenticationFailed,
@@ -49,10 +50,11 @@ from qwen_asgi.http import (
     JSON,
     RawHeaders,
     Response,
+    announced,
     check_headers,
-    check_length,
     headers_of,
     read_body,
+    refuse_length,
 )
 from qwen_asgi.ids import IdSource
 from qwen_asgi.paths import own_paths
@@ -243,9 +245,9 @@ class Gateway:
         if call.path in _PROBES and method in methods:
             return methods[method]
         self._shutdown.refuse()
-        if method == "POST":
+        if method == "POST" and announced(call.headers) > self.settings.max_body:
             # Nobody need be known to be told so.
-            await check_length(call.headers, call.receive, self.settings.max_body)
+            await refuse_length(call.headers, call.receive, self.settings.max_body)
         if method != "OPTIONS" and self._authenticate not in OPEN:
             call.principal = await identify(self._authenticate, Request(call.scope))
         if not methods:
@@ -276,13 +278,17 @@ class Gateway:
 
     async def _chat(self, call: _Call) -> None:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
+        work = Work(self._shutdown)
         try:
-            # One set of settings for all of a chat, though others may come meanwhile.
-            with Work(self._shutdown):
-                leave = await self._admission.enter(_client_of(call))
+            client = _client_of(call)
+            leave = self._admission.enter_at_once(client)
+            if leave is None:
+                with work:
+                    leave = await self._admission.enter(client)
             try:
+                # One set of settings for all of a chat, though others may come meanwhile.
                 with self._wired as wired:
-                    await self._chat_over(wired, call, exchange)
+                    await self._chat_over(wired, call, exchange, work)
             finally:
                 leave()
         except ClientLeft:
@@ -301,18 +307,18 @@ class Gateway:
             self._ends[exchange.reason] += 1
             exchange.log()
 
-    async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange) -> None:
+    async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange, work: Work) -> None:
         settings = wired.settings
         _check_content_type(call.headers.get(b"content-type"))
-        with Work(self._shutdown):
-            body = await read_body(call.receive, settings.max_body, settings.body_timeout)
+        reading = read_body(call.receive, settings.max_body, settings.body_timeout)
+        body = await guarded(reading, work)
         if settings.log_bodies:
             logger.info("request %s: %s", call.id, Printable(body))
         chat = self._api.read(body)
         async with ClientWatch(call.receive) as watch:
             upstream = wired.catalog.certain(chat.model)
             if upstream is None:
-                with Work(self._shutdown):
+                with work:
                     upstream = await wired.catalog.resolve(chat.model)
             exchange.model, exchange.stream = chat.model, chat.stream
             exchange.notes = chat.notes
@@ -324,7 +330,7 @@ class Gateway:
                 call.response,
                 exchange,
                 heartbeat=settings.heartbeat,
-                shutdown=self._shutdown,
+                work=work,
             )
 
     async def _models(self, call: _Call) -> None:

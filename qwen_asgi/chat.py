@@ -286,6 +286,8 @@ class Fold:
     @property
     def size(self) -> int:
         """Characters of text, of thinking and of tool calls' arguments so far."""
+        if not self._others:
+            return self._first.size
         return self._first.size + sum(one.size for one in self._others.values())
 
     def add(self, events: Sequence[Event]) -> None:
@@ -298,7 +300,8 @@ class Fold:
 
     def answer(self) -> Answer:
         answer = self._first.answer()
-        answer.others = [self._others[index].answer() for index in sorted(self._others)]
+        if self._others:
+            answer.others = [self._others[index].answer() for index in sorted(self._others)]
         return answer
 
 

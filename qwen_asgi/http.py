@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from itertools import chain
 from types import TracebackType
+from typing import Never
 
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import sse
+from qwen_asgi.begun import Begun
 from qwen_asgi.cutoff import Cutoff
 from qwen_asgi.disconnect import ClientLeft
 from qwen_asgi.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge
@@ -43,21 +44,25 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 def check_headers(scope: Scope) -> None:
     """Raise HeadersTooLarge for more than any client needs. Some servers have no such bound."""
     headers = scope["headers"]
-    size = sum(map(len, chain.from_iterable(headers)))
+    size = sum([len(name) + len(value) for name, value in headers])
     if len(headers) > MOST_HEADERS or size > MOST_HEADER_BYTES:
         raise HeadersTooLarge(
             f"a request may have {MOST_HEADERS} headers, of {MOST_HEADER_BYTES} bytes together"
         )
 
 
-async def check_length(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> None:
-    """Raise RequestTooLarge for a body that is announced with more than `limit` bytes."""
+def announced(headers: Mapping[bytes, bytes]) -> int:
+    """Return the length of the body, in bytes, that a request's headers tell; 0 for none."""
     length = headers.get(b"content-length", b"")
-    if length.isdigit() and (announced := int(length[:20])) > limit:
-        # A client that waits for "100 Continue" has sent nothing yet, and need not.
-        if announced <= LINGER_BYTES and b"expect" not in headers:
-            await _linger(receive)
-        raise _too_large(limit)
+    return int(length[:20]) if length.isdigit() else 0
+
+
+async def refuse_length(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> Never:
+    """Raise RequestTooLarge for a body that is announced with more than `limit` bytes."""
+    # A client that waits for "100 Continue" has sent nothing yet, and need not.
+    if announced(headers) <= LINGER_BYTES and b"expect" not in headers:
+        await _linger(receive)
+    raise _too_large(limit)
 
 
 async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
@@ -66,8 +71,15 @@ async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
     Raises RequestTooLarge over `limit` bytes, RequestTimeout after `silence` seconds without any of
     it, and ClientLeft.
     """
+    begun = Begun(_receive_part(receive))
+    if begun.is_over:
+        # Mostly all of it is there at once.
+        first, more = begun.value
+        if not more:
+            return _within(limit, first)
     with _Silence(silence) as broken:
-        return await _read(receive, limit, broken)
+        first, more = begun.value if begun.is_over else await begun
+        return await _read_on(receive, limit, first, more, broken)
 
 
 class _Silence(Cutoff):
@@ -104,17 +116,10 @@ class _Silence(Cutoff):
         self._timer = self._loop.call_later(self._seconds, self.cut)
 
 
-async def _read(receive: Receive, limit: int, go_on: Callable[[], None]) -> bytes:
-    # Mostly all of it is there at once.
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientLeft
-    first: bytes = message.get("body", b"")
-    more = message.get("more_body", False)
-    if not more:
-        if len(first) > limit:
-            raise _too_large(limit)
-        return first
+async def _read_on(
+    receive: Receive, limit: int, first: bytes, more: bool, go_on: Callable[[], None]
+) -> bytes:
+    """Return all of a body that begins with `first`."""
     body = bytearray(first)
     while more:
         if len(body) > limit:
@@ -124,9 +129,13 @@ async def _read(receive: Receive, limit: int, go_on: Callable[[], None]) -> byte
         if part:
             go_on()
         body += part
+    return _within(limit, bytes(body))
+
+
+def _within(limit: int, body: bytes) -> bytes:
     if len(body) > limit:
         raise _too_large(limit)
-    return bytes(body)
+    return body
 
 
 def _too_large(limit: int) -> RequestTooLarge:

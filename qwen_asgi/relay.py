@@ -16,7 +16,7 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.exchange import Exchange
 from qwen_asgi.http import JSON, EventStream, RawHeaders, Response
-from qwen_asgi.shutdown import Shutdown, Work
+from qwen_asgi.shutdown import Work
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +33,17 @@ def relay(
     exchange: Exchange,
     *,
     heartbeat: float,
-    shutdown: Shutdown,
+    work: Work,
 ) -> Awaitable[None]:
     """Answer `chat` from `upstream`, and note on `exchange` how it went.
 
-    Runs inside `watch`, which ends it and so the upstream call when the client leaves. Raises
+    Runs inside `watch`, which ends it and so the upstream call when the client leaves, and inside
+    `work` as long as the upstream is asked. Raises
     QwenASGIError while nothing was sent; afterwards an error is the last event of the stream.
     """
     if chat.stream:
-        return _stream(chat, upstream, api, response, exchange, watch, heartbeat, shutdown)
-    return _whole(chat, upstream, api, response, exchange, watch, shutdown)
+        return _stream(chat, upstream, api, response, exchange, watch, heartbeat, work)
+    return _whole(chat, upstream, api, response, exchange, watch, work)
 
 
 async def _whole(
@@ -52,11 +53,11 @@ async def _whole(
     response: Response,
     exchange: Exchange,
     watch: ClientWatch,
-    shutdown: Shutdown,
+    work: Work,
 ) -> None:
     whole = Fold()
     try:
-        with Work(shutdown):
+        with work:
             async with upstream(chat) as batches:
                 exchange.begun()
                 async for batch in batches:
@@ -84,12 +85,12 @@ async def _stream(
     exchange: Exchange,
     watch: ClientWatch,
     heartbeat: float,
-    shutdown: Shutdown,
+    work: Work,
 ) -> None:
     writer = api.stream(chat)
     stream = EventStream(response, heartbeat, lambda: _noted(chat))
     try:
-        with Work(shutdown):
+        with work:
             async with upstream(chat) as batches:
                 exchange.begun()
                 async for batch in batches:

@@ -28,7 +28,7 @@ class Shutdown:
 
     def refuse(self) -> None:
         """Raise ShuttingDown once it has begun."""
-        if self.is_begun:
+        if self._ends_at is not None:
             raise ShuttingDown(
                 "this gateway is shutting down; ask again, another one may answer", retry_after=1
             )
@@ -49,8 +49,10 @@ class Shutdown:
 class Work(Cutoff):
     """What runs inside it is cancelled at the end, and ShuttingDown is raised in its place.
 
-    with Work(shutdown):
-        ...
+        with Work(shutdown):
+            ...
+
+    One may be entered several times, one after the other.
     """
 
     __slots__ = ("_loop", "_shutdown", "_timer")
@@ -75,6 +77,7 @@ class Work(Cutoff):
         self._shutdown._under_way.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         super().__exit__(exc_type, exc, traceback)
 
     def error(self) -> Exception:

@@ -48,23 +48,32 @@ class Turns:
             limiter = self._limiters[loop] = anyio.CapacityLimiter(self._most)
         return limiter
 
+    def take_at_once(self) -> Callable[[], None] | None:
+        """Take a turn, and return what gives it back; None where there is none to be had now."""
+        limiter, turn = self.here(), object()
+        try:
+            limiter.acquire_on_behalf_of_nowait(turn)
+        except anyio.WouldBlock:
+            return None
+        return partial(limiter.release_on_behalf_of, turn)
+
     async def take(self, *, queue: int, patience: float) -> Callable[[], None]:
         """Take a turn, and return what gives it back.
 
         `queue` may wait, `patience` seconds each. Raises NoTurn.
         """
+        give_back = self.take_at_once()
+        if give_back is not None:
+            return give_back
         limiter, turn = self.here(), object()
+        waiting = limiter.statistics().tasks_waiting
+        if waiting >= queue:
+            raise NoTurn(f"is busy, and {waiting} wait for their turn")
         try:
-            limiter.acquire_on_behalf_of_nowait(turn)
-        except anyio.WouldBlock:
-            waiting = limiter.statistics().tasks_waiting
-            if waiting >= queue:
-                raise NoTurn(f"is busy, and {waiting} wait for their turn") from None
-            try:
-                async with asyncio.timeout(patience):
-                    await limiter.acquire_on_behalf_of(turn)
-            except TimeoutError:
-                raise NoTurn(f"was busy for {patience:.3g} seconds") from None
+            async with asyncio.timeout(patience):
+                await limiter.acquire_on_behalf_of(turn)
+        except TimeoutError:
+            raise NoTurn(f"was busy for {patience:.3g} seconds") from None
         return partial(limiter.release_on_behalf_of, turn)
 
     def _adjust(self) -> None:

@@ -54,6 +54,25 @@ async def test_so_many_are_let_in_some_wait_and_the_others_are_refused() -> None
 
 
 @pytest.mark.anyio
+async def test_at_once_is_let_in_who_need_not_wait() -> None:
+    door = admission(most=1, of_client=2)
+    leave = door.enter_at_once("a")
+    assert leave is not None
+    assert door.enter_at_once("b") is None
+    assert (door.open, door._of_client) == (1, {"a": 1})
+    waiting = asyncio.create_task(door.enter("b"))
+    await asyncio.sleep(0.01)
+    leave()
+    # It is the turn of who waits, though nobody is there at this moment.
+    assert door.enter_at_once("a") is None
+    (await waiting)()
+    leave = door.enter_at_once("a")
+    assert leave is not None
+    leave()
+    assert (door.open, door._of_client) == (0, {})
+
+
+@pytest.mark.anyio
 async def test_a_wait_has_an_end_and_a_client_that_leaves_it_is_not_counted() -> None:
     door = admission(most=1, of_client=2)
     leave = await door.enter("a")

@@ -101,10 +101,16 @@ ALLOWED: dict[str, set[str]] = {
         "qwen_asgi.tool_text.tools",
     },
     "qwen_asgi.disconnect": set(),
+    "qwen_asgi.begun": set(),
     "qwen_asgi.cutoff": set(),
     "qwen_asgi.shutdown": {"qwen_asgi.cutoff", "qwen_asgi.errors"},
     "qwen_asgi.exchange": {*MIDDLE, "qwen_asgi.request_log"},
-    "qwen_asgi.http": {*MIDDLE, "qwen_asgi.cutoff", "qwen_asgi.disconnect"},
+    "qwen_asgi.http": {
+        *MIDDLE,
+        "qwen_asgi.begun",
+        "qwen_asgi.cutoff",
+        "qwen_asgi.disconnect",
+    },
     "qwen_asgi.relay": {
         *MIDDLE,
         "qwen_asgi.apis",

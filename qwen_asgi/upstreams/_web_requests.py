@@ -73,10 +73,11 @@ def thinking_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def known_fields(policy: Column, options: Mapping[str, Any]) -> Set[str]:
     """Return the names of the options that something is done with, or that ask for nothing."""
-    if "enable_thinking" in options or "reasoning_effort" in options:
-        return policy.known
-    # A budget alone does not say that the model should think.
-    return policy.known - {"thinking_budget"}
+    has_wish = "enable_thinking" in options or "reasoning_effort" in options
+    if "thinking_budget" in options and not has_wish:
+        # A budget alone does not say that the model should think.
+        return policy.known - {"thinking_budget"}
+    return policy.known
 
 
 def link_of(part: Mapping[str, Any], where: str, upstream: str) -> str:

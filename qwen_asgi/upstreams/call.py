@@ -247,9 +247,10 @@ class Clock:
         self.steady = 0.0
         """How long any wait may be from now on; 0 while that changes."""
         self._first_until: float | None = now + timeouts.first
-        total_until = None if timeouts.total is None else now + timeouts.total
-        ends = [end for end in (total_until, deadline) if end is not None]
-        self._total_until = min(ends, default=None)
+        self._total_until = deadline
+        if timeouts.total is not None:
+            until = now + timeouts.total
+            self._total_until = until if deadline is None else min(until, deadline)
 
     def begun(self) -> None:
         """The first event is there: from now on it is the silence that counts."""
