@@ -490,6 +490,7 @@ def test_a_reload_finds_the_chats_at_an_address_again(
             gateway.reload(one)
         assert error_of(http.post(at + CHAT, json=ask()), 503)["code"] == "overloaded"
     first.wait_for(lambda qwen: qwen.open == 0)
+    first.pace = 0.0
     eventually(lambda: http.post(at + CHAT, json=ask(stream=True)).status_code == 200)
 
 
