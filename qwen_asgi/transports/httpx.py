@@ -33,6 +33,9 @@ KEEP_SECONDS = 30.0
 """How long an unused connection is kept; an upstream that closes it sooner is noticed."""
 
 
+_ASKED_OF_SOCKETS = frozenset({"family", "getpeername", "getsockname"})
+
+
 class HttpxTransport:
     """Sends requests through httpx: HTTP/1.1, no redirects, no cookies, nothing read from outside.
 
@@ -266,6 +269,11 @@ def _translated(seconds: float) -> Iterator[None]:
     except (OSError, httpx.StreamError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         # From transports that translate nothing, under a client that was given.
         raise UpstreamTruncated("the connection to the upstream broke") from None
+    except AttributeError as exc:
+        if exc.obj is not None or exc.name not in _ASKED_OF_SOCKETS:
+            raise
+        # uvloop has no socket left of a connection that was reset at once, and anyio asks it.
+        raise UpstreamUnreachable("the connection to the upstream broke at once") from None
     except (httpx.InvalidURL, UnicodeError, OverflowError):
         raise UpstreamUnreachable("the upstream's address is not valid") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -16,8 +18,15 @@ from qwen_asgi.errors import (
 )
 from qwen_asgi.transports import UpstreamRequest
 from qwen_asgi.transports.httpx import HttpxTransport
-from tests.transports.exchanges import KEY, call, check_healthy, check_no_secret, read
-from tests.transports.torture import TortureServer, answer
+from tests.transports.exchanges import (
+    KEY,
+    call,
+    check_healthy,
+    check_no_secret,
+    outcome,
+    read,
+)
+from tests.transports.torture import Do, TortureServer, answer
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +99,7 @@ ERRORS: list[tuple[Exception, type[UpstreamError]]] = [
     (httpx.CloseError("x"), UpstreamTruncated),
     (httpx.RemoteProtocolError("x"), UpstreamTruncated),
     (ConnectionResetError("x"), UpstreamTruncated),
+    (AttributeError("x", name="getpeername", obj=None), UpstreamUnreachable),
     (httpx.DecodingError("x"), UpstreamInvalidResponse),
     (httpx.LocalProtocolError("x"), UpstreamInvalidResponse),
     (httpx.TooManyRedirects("x"), UpstreamInvalidResponse),
@@ -121,13 +131,31 @@ async def test_each_error_of_httpx_is_one_of_ours_and_holds_no_secret(
     check_no_secret(caught.value)
 
 
-async def test_a_bug_is_not_taken_for_an_upstream_s_failure() -> None:
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), AttributeError("x", name="x", obj=None)])
+async def test_a_bug_is_not_taken_for_an_upstream_s_failure(bug: Exception) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
-        raise ZeroDivisionError
+        raise bug
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(type(bug)):
             await read_all(HttpxTransport(client), call("http://upstream"))
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_a_connection_that_is_reset_as_soon_as_it_is_open_is_no_bug(
+    torture: TortureServer,
+) -> None:
+    """anyio asks a socket of uvloop's for its other end that may be gone, about once in a hundred
+    such connections: with many of them, some are met."""
+    torture.greeting = (Do.RESET,)
+    transport = HttpxTransport()
+    for _ in range(40):
+        asked = [outcome(transport, call(torture.url)) for _ in range(20)]
+        for got in await asyncio.gather(*asked):
+            assert got.error in (UpstreamTruncated, UpstreamUnreachable)
+    torture.greeting = ()
+    await check_healthy(transport, torture)
+    await transport.aclose()
 
 
 async def test_a_mocked_answer_is_read_like_a_real_one() -> None:
