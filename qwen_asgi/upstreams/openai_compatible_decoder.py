@@ -141,7 +141,8 @@ class OpenAIDecoder(AnswerDecoder):
             self._events.append(event)
 
     def _is_cut(self) -> bool:
-        return self._begun and self._reason is None
+        # Of what held no frame, nothing can be said to be missing.
+        return self._has_frames and self._reason is None
 
     def _end(self) -> None:
         self._give_up_held()

@@ -192,6 +192,11 @@ def test_a_web_page_is_no_answer() -> None:
     assert "QWEN_BASE_URL" in str(decode(b"<!doctype html>").error)
 
 
+@pytest.mark.parametrize("body", [b"", b"null", b"\xff\x00\n\n", b": still here\n\n"])
+def test_what_holds_no_frame_is_no_answer_that_broke_off(body: bytes) -> None:
+    assert type(decode(body).error) is UpstreamInvalidResponse
+
+
 def test_pings_and_comments_are_skipped() -> None:
     ping = b": ping\n\nevent: ping\n\n"
     body = ping + chunk(content="a") + ping + chunk("stop") + ping + DONE
