@@ -11,7 +11,7 @@ from tests.hardening import churn, fault_matrix, mutations, restart
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
-    "faults of the upstream, a stream cut at every byte": lambda t: fault_matrix.run(t, step=1),
+    "faults of the upstream, a stream cut at every byte": fault_matrix.run,
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=100_000),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
@@ -19,7 +19,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "workers started anew under load": lambda t: restart.run(t, restarts=20),
 }
 SHORT: dict[str, Callable[[Trial], None]] = {
-    "faults of the upstream": lambda t: fault_matrix.run(t, step=1009),
+    "faults of the upstream": lambda t: fault_matrix.run(t, step=1009, share=7),
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=600),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),

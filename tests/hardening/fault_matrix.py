@@ -1,132 +1,280 @@
-"""Every fault of an upstream, over each dialect and lane, plain and streamed."""
+"""Every fault of an upstream, over each dialect and lane, plain and streamed.
+
+One process has the gateways, the faulty upstream and the clients: what is counted at the end,
+tasks, connections, files and memory, is that of all three. What is to come of each fault stands in
+`fault_table` and `cuts`.
+"""
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, product, zip_longest
 
-import httpx
+from jsonschema import ValidationError
 
-from qwen_asgi import Gateway, Settings, anonymous
-from qwen_asgi.testing import Fault, SimulatedQwen, serve
 from qwen_asgi.testing.answers import Answer
-from tests.conftest import CHAT, DIALECTS, MODEL, ask, error_of, stream_of
-from tests.hardening.trial import (
-    Served,
-    Trial,
-    check_that_nothing_is_left,
-    served,
-    upstream_settings,
+from tests.benchmarks.accounting import memory, open_files, raise_file_limit
+from tests.conftest import CHAT, DIALECTS, MODEL, ask, eventually, http_bytes
+from tests.hardening.asking import Broken, exchange
+from tests.hardening.cuts import Cut, cuts, expected
+from tests.hardening.fault_table import LATER_SECONDS, Row, applies, faults
+from tests.hardening.faulty_upstream import Meeting, answer_to
+from tests.hardening.gateways import (
+    CLOSING,
+    HANGING,
+    LANES,
+    REFUSED,
+    RESETTING,
+    UP,
+    Gateways,
 )
-from tests.schemas import check_answer
+from tests.hardening.outcomes import (
+    NO_CONNECTION,
+    TRUNCATED,
+    UNREACHABLE,
+    WHOLE,
+    Asking,
+    Outcome,
+    observed,
+)
+from tests.hardening.trial import Trial
 
-REPLY = "Hello, 世界: it is 7."
-STATUSES = (301, 302, 307, 400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504)
-HUGE = 50_000_000
+AT_ONCE = 6
+"""Chats under way: more of them would wait for the processor, longer than the gateways wait for an
+event. Those that wait for a silence's end are all under way at once."""
 
-
-def faults(step: int) -> Iterator[tuple[str, Fault]]:
-    """Yield all of them; a stream is cut at every `step` bytes."""
-    for status in STATUSES:
-        elsewhere = {"location": "http://127.0.0.1:9/"}
-        yield f"{status} without a body", Fault.status(status, headers=elsewhere)
-        yield f"{status} with text", Fault.status(status, b"no", "text/plain", elsewhere)
-        yield f"{status} with JSON", Fault.status(status, b'{"error":{"message":"no"}}')
-    for status in 200, 403, 405, 503:
-        yield f"block page {status}", Fault.block_page(status)
-    yield "human check", Fault.human_check()
-    yield "human check as events", Fault.human_check("text/event-stream")
-    documents: tuple[Any, ...] = (None, 1, "x", [], {}, {"choices": []}, {"code": "x"}, {"data": 0})
-    for document in documents:
-        yield f"bare {document!r}", Fault.bare_json(document)
-    yield "garbage", Fault.garbage()
-    yield "empty", Fault.empty()
-    yield "drip", Fault.drip()
-    for code in "RateLimited", "Internal_Server_Error", "Not_Found", "x":
-        yield f"failure {code}", Fault.failure(code, "no")
-        for index in range(6):
-            yield f"error frame {index} {code}", Fault.error_frame(index, code, "no")
-    for frames in None, 0, 1, 3:
-        yield f"stall after {frames}", Fault.stall(frames)
-    yield "gzip that was not asked for", Fault("gzip", _packed)
-    yield "gzip that is none", Fault("no gzip", _not_packed)
-    yield "a frame of 50 MB", Fault("huge", _huge)
-    for size in range(0, 4000, step):
-        yield f"cut at byte {size}", Fault.truncate(size)
+NOISE_MIB = 3.0
+NOISE_BLOCKS = 3000
+"""What a whole round may leave behind: the resident memory of an allocator that found another place
+for the same things, and objects of Python's that are caches still filling up. A leak of one object
+of a hundred bytes for each fault would leave some ten times as much."""
 
 
-def _packed(answer: Answer) -> Answer:
-    body = gzip.compress(b"".join(answer.frames))
-    headers = {**answer.headers, "content-encoding": "gzip"}
-    return replace(answer, headers=headers, steps=[body])
+WRONG = (AssertionError, Broken, KeyError, OSError, TimeoutError, ValidationError, ValueError)
+"""What an answer that has no proper form is found by."""
 
 
-def _not_packed(answer: Answer) -> Answer:
-    return replace(answer, headers={**answer.headers, "content-encoding": "gzip"})
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One fault as one chat meets it."""
+
+    asking: Asking
+    name: str
+    fault: Row | Cut | None
+    """None where it lies in the connection, or where there is none."""
+    outcomes: Sequence[Outcome]
+    """What may come of it: mostly one."""
+    address: str = UP
+
+    def __str__(self) -> str:
+        return f"{self.asking}: {self.name}"
 
 
-def _huge(answer: Answer) -> Answer:
-    return replace(answer, steps=[b'data: {"x": "', b"y" * HUGE, b'"}\n\n'])
+ASKINGS = tuple(
+    Asking(lane, dialect, is_streamed)
+    for lane, dialect, is_streamed in product(LANES, DIALECTS, (False, True))
+)
+CONNECTING: dict[str, tuple[Outcome, ...]] = {
+    REFUSED: (UNREACHABLE,),
+    HANGING: (NO_CONNECTION,),
+    # Whether it is seen before the request is sent or behind it is chance.
+    RESETTING: (UNREACHABLE, TRUNCATED),
+    CLOSING: (UNREACHABLE, TRUNCATED),
+}
 
 
-def run(trial: Trial, *, step: int = 1) -> None:
-    for lane in "direct", "httpx":
-        for dialect in DIALECTS:
-            _over(trial, lane, dialect, step)
+def cases(step: int) -> Iterator[Case]:
+    """Yield all, those of each way to ask in turns; an answer is cut at every `step` bytes."""
+    rows = list(faults())
+    for turn in zip_longest(*(_cases(asking, rows, step) for asking in ASKINGS)):
+        yield from filter(None, turn)
 
 
-def _over(trial: Trial, lane: str, dialect: str, step: int) -> None:
-    qwen = SimulatedQwen(api_key="k", reply=REPLY, pieces=2)
-    with serve(qwen) as up:
-        settings = Settings(
-            **upstream_settings(dialect, up, DIALECTS[dialect]),
-            models=(MODEL,),
-            first_timeout=0.1,
-            idle_timeout=0.1,
-        )
-        client = httpx.AsyncClient(trust_env=False) if lane == "httpx" else None
-        gateway = Gateway(settings, http_client=client, authenticate=anonymous)
-        with served(gateway, client) as app, httpx.Client(trust_env=False, timeout=30) as http:
-            _meet(trial, app, http, None, f"{lane} {dialect} no fault")
-            before = app.tasks()
-            for name, fault in faults(step):
-                for stream in False, True:
-                    # One stays if its chat met what the one before had done to the connection.
-                    qwen._faults.clear()
-                    qwen.fail(fault)
-                    _meet(trial, app, http, stream, f"{lane} {dialect} {name} stream={stream}")
-            check_that_nothing_is_left(trial, app, qwen, before)
-            qwen._faults.clear()
-            _meet(trial, app, http, None, f"{lane} {dialect} after all faults")
+def _cases(asking: Asking, rows: Sequence[Row], step: int) -> Iterator[Case]:
+    for address, outcomes in CONNECTING.items():
+        yield Case(asking, address, None, outcomes, address)
+    for row in rows:
+        if applies(row, asking):
+            yield Case(asking, row.name, row, [asking.of(row.expected)])
+    good = _good_answer(asking)
+    for cut in cuts(good, step):
+        yield Case(asking, str(cut), cut, [expected(cut, good, asking)])
 
 
-def _meet(trial: Trial, app: Served, http: httpx.Client, stream: bool | None, what: str) -> None:
-    """Ask, and look at what came; `stream` None is an answer that must be right."""
+def _good_answer(asking: Asking) -> Answer:
+    """Return an answer as long as those that are cut."""
+    path = {
+        "qwen-web-v1": "/api/chat/completions",
+        "qwen-web-v2": "/api/v2/chat/completions?chat_id=00000000-0000-4000-8000-000000000000",
+    }.get(asking.dialect, f"{DIALECTS[asking.dialect]}/chat/completions")
+    turn = {"role": "user", "content": "Hello", "feature_config": {"output_schema": "phase"}}
+    body = {"model": MODEL, "messages": [turn], "stream": not asking.is_document}
+    if asking.dialect == "qwen-web-v1":
+        del turn["feature_config"]
+        body["incremental_output"] = True
+    if not asking.is_web:
+        body["stream_options"] = {"include_usage": True}
+    return answer_to(path, json.dumps(body).encode())
+
+
+# A round of all faults.
+
+
+@dataclass
+class Round:
+    """What came of them."""
+
+    trial: Trial
+    gateways: Gateways
+    counts: Counter[str] = field(default_factory=Counter)
+
+    async def meet(self, cases: Iterator[Case]) -> None:
+        """Meet all of them, those that must be alone at the end."""
+        apart: list[Case] = []
+        waiting: list[Case] = []
+
+        def together() -> Iterator[Case]:
+            for case in cases:
+                if isinstance(case.fault, Row) and case.fault.is_alone:
+                    apart.append(case)
+                elif _is_silent(case):
+                    waiting.append(case)
+                else:
+                    yield case
+
+        left = together()
+
+        async def go() -> None:
+            for case in left:
+                await self.one(case)
+
+        await asyncio.gather(*(go() for _ in range(AT_ONCE)))
+        await asyncio.gather(*map(self.one, waiting))
+        for case in apart:
+            await self.one(case)
+            # What comes a moment later is to meet a connection that rests.
+            await asyncio.sleep(LATER_SECONDS * 2)
+
+    async def one(self, case: Case) -> None:
+        fault = case.fault
+        if fault is None:
+            await self._ask(case, None)
+            return
+        is_opening = isinstance(fault, Row) and fault.is_opening
+        with self.gateways.upstream.meeting(fault.play, is_opening=is_opening) as meeting:
+            await self._ask(case, meeting)
+            self.trial.check(meeting.met == 1, f"{case}: it was met {meeting.met} times")
+
+    async def _ask(self, case: Case, meeting: Meeting | None) -> None:
+        asking, text, model = case.asking, "Hello", MODEL
+        if meeting is not None and meeting.is_opening:
+            model = meeting.name
+        elif meeting is not None:
+            text = meeting.name
+        body = json.dumps(ask(text, model=model, stream=asking.is_streamed)).encode()
+        path = f"/{case.address}/{asking.lane}/{asking.dialect}{CHAT}"
+        request = http_bytes(body, path=path, connection="close")
+        try:
+            response = await exchange(self.gateways.url, request)
+            got = observed(response, is_streamed=asking.is_streamed)
+        except WRONG as exc:
+            self.counts["no proper answer"] += 1
+            self.trial.check(False, f"{case}: {type(exc).__name__} {exc}"[:400])
+            return
+        self.counts[str(got)] += 1
+        self.trial.check(got in case.outcomes, f"{case}: {got!r}, not {case.outcomes!r}")
+
+
+def _is_silent(case: Case) -> bool:
+    return any("timeout" in (outcome.code or "") for outcome in case.outcomes)
+
+
+def healthy(name: str) -> Iterator[Case]:
+    """Yield a chat without a fault for each."""
+    for asking in ASKINGS:
+        yield Case(asking, name, None, [WHOLE])
+
+
+def run(trial: Trial, *, step: int = 1, share: int = 1) -> None:
+    """Meet one in `share` of all faults, and measure memory if that is all of them."""
+    is_measured = share == 1
+    raise_file_limit()
+    with Gateways().running():
+        # uvloop opens a pipe with its first loop that stays for the life of the process.
+        pass
+    files = open_files([os.getpid()])
+    gateways = Gateways()
+    with gateways.running():
+        asyncio.run(Round(trial, gateways).meet(healthy("before all")))
+        files_open, tasks = open_files([os.getpid()]), gateways.tasks()
+        if is_measured:
+            # Caches, pools and the allocator's own stock fill in this one.
+            asyncio.run(Round(trial, gateways).meet(cases(97)))
+            _check_rest(trial, gateways, tasks)
+            before = _held(gateways)
+        round_ = Round(trial, gateways)
+        asyncio.run(round_.meet(islice(cases(step), 0, None, share)))
+        _check_rest(trial, gateways, tasks)
+        if is_measured:
+            _check_memory(trial, before, _held(gateways), round_.counts.total())
+        asyncio.run(Round(trial, gateways).meet(healthy("after all")))
+        _check_rest(trial, gateways, tasks)
+        gateways.close_connections()
+        _check(trial, "connections of the upstream", lambda: gateways.upstream.torture.open, 0)
+        # Those between clients and gateways have ended too.
+        _check(trial, "open files", lambda: open_files([os.getpid()]), files_open)
+    _check(trial, "open files after all", lambda: open_files([os.getpid()]), files)
+    outcomes = ", ".join(f"{n:,} {what}" for what, n in sorted(round_.counts.items()))
+    trial.notes.append(f"outcomes: {outcomes}")
+
+
+def _check(trial: Trial, what: str, count: Callable[[], int], most: int) -> None:
+    """Check that there come to be no more of something than there were."""
     try:
-        response = http.post(app.url + CHAT, json=ask(stream=bool(stream)))
-        if stream is None and response.status_code == 500:
-            # A connection that the upstream has just closed may be met once.
-            response = http.post(app.url + CHAT, json=ask())
-        is_right = _is_right(response, bool(stream), must_be=stream is None)
-    except (AssertionError, httpx.HTTPError, ValueError) as exc:
-        trial.check(False, f"{what}: {type(exc).__name__} {exc}"[:300])
-    else:
-        trial.check(is_right, f"{what}: {response.status_code} {response.text[:200]}")
+        eventually(lambda: count() <= most, 15)
+        trial.check(True, what)
+    except AssertionError:
+        trial.check(False, f"{what}: {count()}, where there should be {most} at most")
 
 
-def _is_right(response: httpx.Response, stream: bool, *, must_be: bool) -> bool:
-    """Whether it is an answer that is whole, or an error that says so."""
-    if response.status_code != 200:
-        error = error_of(response, response.status_code)
-        is_ours = error["type"] != "internal_error" and error["code"] != "internal_error"
-        return not must_be and is_ours and response.status_code in (400, 403, 429, 500, 503)
-    if not stream:
-        document = response.json()
-        check_answer(document)
-        return bool(document["choices"][0]["message"]["content"] == REPLY)
-    read = stream_of(response.content)
-    if read.is_whole:
-        return read.text == REPLY
-    return read.is_broken_off and REPLY.startswith(read.text)
+def _check_rest(trial: Trial, gateways: Gateways, tasks: int) -> None:
+    """Check that nothing goes on."""
+    _check(trial, "tasks", gateways.tasks, tasks)
+    _check(trial, "chats that are counted as open", gateways.chats, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What this process holds."""
+
+    resident: float
+    """In MiB, when what was freed was given back to the system: how much of that the allocator
+    keeps in stock depends on chance and tells nothing of what is held."""
+    blocks: int
+    """Python's own."""
+
+
+def _held(gateways: Gateways) -> _Held:
+    gateways.upstream.torture.forget()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return _Held(memory([os.getpid()]).resident / 2**20, sys.getallocatedblocks())
+
+
+def _check_memory(trial: Trial, before: _Held, after: _Held, faults: int) -> None:
+    grown, blocks = after.resident - before.resident, after.blocks - before.blocks
+    trial.check(grown <= NOISE_MIB, f"memory grew by {grown:.1f} MiB in {faults:,} faults")
+    trial.check(blocks <= NOISE_BLOCKS, f"{blocks:,} more blocks after {faults:,} faults")
+    trial.notes.append(
+        f"after {faults:,} faults {grown:+.1f} MiB resident (from {before.resident:.1f}; "
+        f"{NOISE_MIB:g} allowed) and {blocks:+,} blocks ({NOISE_BLOCKS:,} allowed)"
+    )

@@ -101,6 +101,8 @@ class TortureServer:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.default: Script = (answer(),)
+        self.choose: Callable[[Received], Script] | None = None
+        """What finds the script for a request that was read whole; it goes before all others."""
         self.greeting: Script = ()
         """Played when a connection opens, before anything was asked."""
         self.visits: list[Visit] = []
@@ -120,6 +122,11 @@ class TortureServer:
     def clear(self) -> None:
         """Forget the steps that were to come."""
         self._scripts.clear()
+
+    def forget(self) -> None:
+        """Forget what came so far, but for the connections that are open."""
+        self.requests.clear()
+        self.visits = [visit for visit in self.visits if visit.closed is None]
 
     def reset_all(self) -> None:
         """Reset every connection now, from any thread."""
@@ -243,12 +250,18 @@ class _Talk:
         lengths = [line for line in head.lower().split(b"\r\n") if b"content-length:" in line]
         self.unread = int(lengths[0].partition(b":")[2]) if lengths else 0
         self.visit.requests += 1
-        script = self.server.next_script()
+        for step in await self.script(head):
+            await self.play(step)
+
+    async def script(self, head: bytes) -> Script:
+        """Receive the rest of a request, and return what it is answered by."""
+        server = self.server
+        script: Script = () if server.choose is not None else server.next_script()
         self.is_deaf = bool(script) and script[0] is Do.EARLY
         body = b"" if self.is_deaf else await self.body(0.0)
-        self.server.requests.append(Received(head, body))
-        for step in script:
-            await self.play(step)
+        received = Received(head, body)
+        server.requests.append(received)
+        return script if server.choose is None else server.choose(received)
 
     async def receive(self) -> None:
         data = await self.reader.read(64 * 1024)
