@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.hardening import churn, fault_matrix, mutations, restart
+from tests.hardening import churn, fault_matrix, mutations, restart, soak
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
@@ -17,6 +17,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
     "workers started anew under load": lambda t: restart.run(t, restarts=20),
+    "mixed traffic for eight minutes": lambda t: soak.run(t, seconds=360, warm=120),
 }
 SHORT: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream": lambda t: fault_matrix.run(t, step=1009, share=7),
@@ -25,6 +26,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
     "workers started anew under load": lambda t: restart.run(t, restarts=2),
+    "mixed traffic": lambda t: soak.run(t, seconds=4, warm=2),
 }
 
 

@@ -85,15 +85,16 @@ def _of_document(body: bytes, is_clean: bool, whole: bytes) -> Outcome:
 
 def _of_events(body: bytes, is_clean: bool, dialect: str) -> Outcome:
     *frames, rest = body.split(b"\n\n")
-    if is_clean and _is_whole(rest):
-        # Only its blank line is missing, and nothing can follow.
+    has_ended = any(map(_is_last, frames))
+    if (is_clean or has_ended) and _is_whole(rest):
+        # Only its blank line is missing, and nothing need follow.
         frames, rest = [*frames, rest], b""
     text = "".join(map(_text, frames))
     if b"data: [DONE]" in frames:
         return WHOLE
     if rest.strip():
         return broke(TRUNCATED, text)
-    if any(map(_is_last, frames)):
+    if has_ended or any(map(_is_last, frames)):
         return WHOLE
     if not is_clean or dialect == "qwen-web-v2" or (frames and dialect != "qwen-web-v1"):
         return broke(TRUNCATED, text)

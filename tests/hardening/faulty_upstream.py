@@ -31,6 +31,11 @@ Framing = Literal["chunked", "length", "close"]
 Play = Callable[[Answer], Script]
 """What is sent in the place of an answer."""
 
+CALLED = ("f", {"a": 1})
+"""The tool that is called where a request offers some, and with what."""
+
+_CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
 OPENINGS = 200
 """How many models there are, `fault-0` and on, whose chats can be kept from being made."""
 
@@ -101,7 +106,9 @@ def answer_to(target: str, body: bytes) -> Answer:
 def _answer_to(url: SplitResult, body: bytes) -> Answer:
     reply = Reply(
         thinking=[],
-        text=list(PIECES),
+        # The web chats are asked for a call in words.
+        text=[_CALL] if b"<tool_call>" in body else list(PIECES),
+        tool_calls=[(CALLED[0], json.dumps(CALLED[1]))],
         prompt_tokens=7,
         counts=True,
         says_done=True,
@@ -179,3 +186,11 @@ def whole(answer: Answer) -> Script:
     if not answer.complete:
         return [*steps, Do.CLOSE]
     return [*steps, b"0\r\n\r\n"] if framing == "chunked" else steps
+
+
+def paced(answer: Answer) -> Script:
+    """Send an answer with a silence of 3 ms before each part of it."""
+    steps: list[Step] = []
+    for step in whole(answer):
+        steps += [0.003, step]
+    return steps
