@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.errors import InvalidRequest, UpstreamError
@@ -13,10 +11,8 @@ from qwen_asgi.upstreams import Decoder
 from qwen_asgi.upstreams.openai_compatible_decoder import OpenAIDecoder
 from qwen_asgi.upstreams.qwen_web_v1_decoder import QwenWebV1Decoder
 from qwen_asgi.upstreams.qwen_web_v2_decoder import QwenWebV2Decoder
-from tests.conftest import ask
+from tests.hardening.seeds import WORDS, recorded, requests
 from tests.hardening.trial import Trial
-
-SAMPLES = Path(__file__).parents[1] / "data" / "wire"
 
 DECODERS: dict[str, tuple[str, Callable[[], Decoder]]] = {
     "web1": ("web1-*.sse", lambda: QwenWebV1Decoder(incremental=True)),
@@ -24,12 +20,6 @@ DECODERS: dict[str, tuple[str, Callable[[], Decoder]]] = {
     "web2": ("web2-*.sse", QwenWebV2Decoder),
     "openai": ("ds-*.sse", OpenAIDecoder),
 }
-WORDS = (
-    *(b"\n\n", b"\r\n", b"data: ", b"[DONE]", b"{", b"}", b"[", b"]", b'"', b"\\", b":", b","),
-    *(b"null", b"-1", b"1e999", b"\xef\xbb\xbf", b"\xff", b"\x00", b"\\ud800", b"event: error\n"),
-    *(b'"phase": "answer"', b'"status": "finished"', b'"response_index": "1"', b"<think>"),
-    *(b'"tool_calls": [{}]', b'"finish_reason": "stop"', b'"usage": {}', b'"error": {"code": 1}'),
-)
 
 
 def mutated(source: random.Random, seeds: Sequence[bytes]) -> bytes:
@@ -58,8 +48,7 @@ def mutated(source: random.Random, seeds: Sequence[bytes]) -> bytes:
 def run_decoders(trial: Trial, *, inputs: int) -> None:
     """`inputs` for each decoder."""
     for name, (pattern, make) in DECODERS.items():
-        seeds = [path.read_bytes() for path in sorted(SAMPLES.rglob(pattern))]
-        assert seeds, pattern
+        seeds = recorded(pattern)
         source = random.Random(f"{name} {inputs}")
         for _ in range(inputs):
             data = mutated(source, seeds)
@@ -84,21 +73,7 @@ def _decodes(decoder: Decoder, data: bytes, source: random.Random) -> bool:
 
 def run_requests(trial: Trial, *, inputs: int) -> None:
     api = OpenAIChat()
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    turns = [
-        {"role": "system", "content": "b"},
-        {"role": "user", "content": parts},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "c"},
-    ]
-    seeds = [
-        json.dumps(ask()).encode(),
-        json.dumps(ask(messages=turns, tools=[tool], n=2, stop=["x"])).encode(),
-        json.dumps(ask(functions=[{"name": "f"}], function_call={"name": "f"})).encode(),
-        json.dumps(ask(stream=True, stream_options={"include_usage": True}, seed=1)).encode(),
-    ]
+    seeds = requests()
     source = random.Random(inputs)
     for _ in range(inputs):
         data = mutated(source, seeds)
