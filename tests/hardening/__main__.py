@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.hardening import churn, fault_matrix, mutations, restart, soak
+from tests.hardening import churn, fault_matrix, fuzz, mutations, restart, soak
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
@@ -16,6 +16,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
+    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=1_000_000, seconds=270),
     "workers started anew under load": lambda t: restart.run(t, restarts=20),
     "mixed traffic for eight minutes": lambda t: soak.run(t, seconds=360, warm=120),
 }
@@ -25,6 +26,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
+    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=10_000, seconds=2, seed=1),
     "workers started anew under load": lambda t: restart.run(t, restarts=2),
     "mixed traffic": lambda t: soak.run(t, seconds=4, warm=2),
 }

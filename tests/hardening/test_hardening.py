@@ -11,6 +11,8 @@ def test_nothing_is_lost(name: str) -> None:
     """A short version of each; `python -m tests.hardening` is the whole."""
     trial = Trial(name)
     SHORT[name](trial)
+    if trial.not_run:
+        pytest.skip(trial.not_run)
     assert trial.tried > 50
     assert trial.lost[:MOST_SHOWN] == []
 

@@ -25,6 +25,8 @@ class Trial:
     tried: int = 0
     lost: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    not_run: str = ""
+    """Why nothing was tried, if what it takes is not here."""
 
     def check(self, is_right: object, what: str) -> None:
         """Count one try; write down what it was if it did not come out right."""
@@ -33,6 +35,8 @@ class Trial:
             self.lost.append(what)
 
     def row(self) -> str:
+        if self.not_run:
+            return f"| {self.name} | none | NOT RUN | {self.not_run} |"
         lost = "nothing" if not self.lost else str(len(self.lost))
         return f"| {self.name} | {self.tried:,} | {lost} | {'; '.join(self.notes)} |"
 
