@@ -47,7 +47,7 @@ from tests.wire import Reading, at, read
 HEAD = 8
 """Bytes of an input that are not of the body: two of options, and three places of two bytes."""
 
-_MOST_SINGLE = 64
+_MOST_SINGLE = 16
 """Bytes of a body that come one by one, of a longer one those behind its third place."""
 
 
@@ -89,7 +89,7 @@ class Target:
 
     def seeds(self) -> list[bytes]:
         """Return inputs: each body by itself, and cut in several ways."""
-        heads = (bytes(HEAD), b"\1\x3f\0\x40\0\x80\0\0", b"\2\x10\0\7\1\0\0\x20")
+        heads = (bytes(HEAD), b"\1\x0f\0\x40\0\x80\0\0", b"\2\x08\0\7\1\0\0\x20")
         return [head + body for body in self.bodies() for head in heads]
 
 
