@@ -39,7 +39,7 @@ class FrameShapes:
     digits a number has.
     """
 
-    __slots__ = ("_fields", "_head", "_identity", "_last", "_learnt", "_mark", "_tails")
+    __slots__ = ("_fields", "_head", "_identity", "_last", "_learnt", "_mark", "_name", "_tails")
 
     def __init__(self) -> None:
         self._head = b""
@@ -50,13 +50,18 @@ class FrameShapes:
         self._fields = b""
         self._last = b""
         self._learnt = 0
+        self._name = b""
         self._identity: re.Pattern[bytes] | None = None
         self._mark = b""
         """The identity, if it stands behind the text; in front of it all is compared as it is."""
 
     def identify(self, field: bytes, value: bytes) -> None:
-        """Take only frames that hold this once, digits and all: others are not of the answer."""
-        self._identity = re.compile(rb'"%b": ?"%b"' % (re.escape(field), re.escape(value)))
+        """Take only frames in which this field has this value, in JSON, digits and all: others are
+        not of the answer. Frames without the field are told from those with it by their shape."""
+        self._name = b'"%b"' % field
+        self._identity = re.compile(
+            rb"%b: ?%b(?![\d.])" % (re.escape(self._name), re.escape(value))
+        )
 
     def forget(self) -> None:
         """Know none any more: what a frame of a shape does is no longer the same."""
@@ -74,9 +79,9 @@ class FrameShapes:
         if text.endswith(b"\\"):
             return
         mark = b""
-        if self._identity is not None:
+        if self._identity is not None and self._name in frame:
             marks = self._identity.findall(frame)
-            if len(marks) != 1:
+            if len(marks) != 1 or frame.count(self._name) != 1:
                 return
             mark = b"" if marks[0] in head else marks[0]
         fields = re.sub(rb"\d+", b"0", tail)

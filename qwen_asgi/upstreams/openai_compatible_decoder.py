@@ -49,6 +49,7 @@ class OpenAIDecoder(AnswerDecoder):
         self._reason: FinishReason | None = None
         self._has_text = False
         self._has_reasoning = False
+        self._shapes.identify(b"index", b"0")
 
     def _failure(self, document: Mapping[str, Any]) -> UpstreamError | None:
         return _openai_errors.failure(document, secrets=self._secrets)

@@ -128,7 +128,7 @@ class QwenWebV2Decoder(QwenWebV1Decoder):
             self.ending = False
         self._candidate = id
         self._shapes.forget()
-        self._shapes.identify(b"response_id", id.encode("utf-8", "surrogatepass"))
+        self._shapes.identify(b"response_id", b'"%b"' % id.encode("utf-8", "surrogatepass"))
         self._held.clear()
 
     def _read_held(self) -> None:

@@ -147,6 +147,20 @@ def test_an_answer_that_says_it_ended_may_be_empty() -> None:
     assert isinstance(decode(b"").error, UpstreamInvalidResponse)
 
 
+@SPLIT
+def test_other_choices_are_not_read_for_being_of_the_same_shape(size: int | None) -> None:
+    """Model Studio writes the index behind the text."""
+
+    def late(index: int, **delta: str) -> bytes:
+        choice = {"delta": delta, "index": index}
+        return b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode()
+
+    for field in "content", "reasoning_content":
+        frames = [late(n % 2, **{field: text}) for n, text in enumerate("aXbYcZ")]
+        reading = decode(b"".join([*frames, chunk("stop"), DONE]), size)
+        assert (reading.text or reading.reasoning) == "abc"
+
+
 def test_a_done_without_a_reason_ends_an_answer() -> None:
     assert decode(chunk(content="a") + DONE).finishes == [Finish("stop")]
 
