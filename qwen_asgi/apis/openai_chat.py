@@ -486,8 +486,9 @@ def _message(fields: Mapping[str, Any], index: int) -> Message:
         }
     if type(content) is str:
         return Message(role, content, extra, index)
-    if role == "assistant" and content in (None, []):
-        # So a tool-calling turn, or a refusal, comes back in a history.
+    if (role == "assistant" and content in (None, [])) or (role == "function" and content is None):
+        # So a tool-calling turn, or a refusal, comes back in a history; a function may return
+        # nothing.
         return Message(role, "", extra, index)
     return Message(role, _content(content, f"messages[{index}].content"), extra, index)
 

@@ -76,6 +76,16 @@ def test_a_history_of_functions_is_one_of_tools() -> None:
     assert (unasked.role, unasked.extra) == ("tool", {"tool_call_id": "call_unasked"})
 
 
+def test_a_function_may_have_returned_nothing() -> None:
+    """OpenAI's schema lets this role alone, beside the assistant, have no content."""
+    called = {"role": "assistant", "content": None, "function_call": CALL}
+    request = read(called, {"role": "function", "name": "weather", "content": None})
+    assert [(message.role, message.content) for message in request.messages] == [
+        ("assistant", ""),
+        ("tool", ""),
+    ]
+
+
 def test_a_call_is_told_as_a_function_call() -> None:
     document = json.loads(OpenAIChat().answer(ask(), fold(EVENTS)))
     check_answer(document)
