@@ -63,7 +63,7 @@ class AnswerDecoder(ABC):
         self._has_frames = False
         """Whether it has the form of an answer, whatever stands in it."""
         self._start = b""
-        """Of a byte order mark, what came."""
+        """Of a byte order mark, what came; a whole one, and what may be another."""
         self._events: list[Event] = []
         self._piece: type[TextDelta] | type[ReasoningDelta] | None = None
         """What each text under way is, once nothing of it is held or examined."""
@@ -197,9 +197,11 @@ class AnswerDecoder(ABC):
 
     def _feed(self, data: bytes) -> None:
         if not self._begun:
-            data = (self._start + data).lstrip().removeprefix(sse.BOM).lstrip()
+            start = (self._start + data).lstrip()
+            data = start.removeprefix(sse.BOM).lstrip()
             if sse.BOM.startswith(data):
-                self._start = data
+                # A mark that was removed stays known: a second one is none.
+                self._start = start[: len(sse.BOM)] + data if start.startswith(sse.BOM) else data
                 return
             self._begun = True
             if data.startswith(b"<"):

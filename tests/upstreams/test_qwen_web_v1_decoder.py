@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qwen_asgi import sse
 from qwen_asgi.chat import Event, Finish, ReasoningDelta, TextDelta, Usage
 from qwen_asgi.errors import (
     UpstreamAuthenticationFailed,
@@ -636,6 +637,13 @@ def test_a_web_page_is_a_block(page: bytes, start: bytes, size: int | None) -> N
     assert type(reading.error) is UpstreamBlocked
     assert "html" not in str(reading.error)
     assert reading.events == []
+
+
+@SPLIT
+@pytest.mark.parametrize("between", [b"", b"\n", b" \r\n"])
+def test_a_second_byte_order_mark_is_none(between: bytes, size: int | None) -> None:
+    body = between.join([b"", sse.BOM, sse.BOM, b"<html>"])
+    assert type(read(decoder(), pieces(body, size)).error) is UpstreamInvalidResponse
 
 
 NO_ANSWERS = {
