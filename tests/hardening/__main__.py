@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.hardening import churn, fault_matrix, fuzz, mutations, restart, soak
+from tests.hardening import churn, fault_matrix, fuzz, mutations, restart, schemathesis_run, soak
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
@@ -17,6 +17,9 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
     "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=1_000_000, seconds=270),
+    "requests made up by schemathesis": lambda t: schemathesis_run.run(
+        t, examples=500, dialects=4, seconds=1800
+    ),
     "workers started anew under load": lambda t: restart.run(t, restarts=20),
     "mixed traffic for eight minutes": lambda t: soak.run(t, seconds=360, warm=120),
 }
@@ -27,6 +30,9 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
     "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=10_000, seconds=2, seed=1),
+    "requests made up by schemathesis": lambda t: schemathesis_run.run(
+        t, examples=5, dialects=1, seconds=50
+    ),
     "workers started anew under load": lambda t: restart.run(t, restarts=2),
     "mixed traffic": lambda t: soak.run(t, seconds=4, warm=2),
 }
