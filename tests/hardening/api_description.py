@@ -56,9 +56,22 @@ def _schemas(file: str) -> dict[str, Any]:
     text = (FOLDER / f"{file}.json").read_text(encoding="utf-8")
     schemas: dict[str, Any] = json.loads(text.replace("#/$defs/", "#/components/schemas/"))["$defs"]
     if file == "chat":
-        request = schemas["CreateChatCompletionRequest"]
-        schemas["CreateChatCompletionRequest"] = {"allOf": [request, {"properties": _BOUNDS}]}
+        name = "CreateChatCompletionRequest"
+        request = _merged(schemas[name], schemas)
+        schemas[name] = {**request, "properties": {**request["properties"], **_BOUNDS}}
     return schemas
+
+
+def _merged(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object's schema in one piece: of an `allOf` too little is tried."""
+    if "$ref" in schema:
+        return _merged(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    parts = [_merged(part, schemas) for part in schema.get("allOf", ())] + [schema]
+    return {
+        "type": "object",
+        "properties": {k: v for part in parts for k, v in part.get("properties", {}).items()},
+        "required": [name for part in parts for name in part.get("required", ())],
+    }
 
 
 def _path(**operations: Mapping[str, Any]) -> dict[str, Any]:
