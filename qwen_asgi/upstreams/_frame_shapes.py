@@ -4,15 +4,13 @@ The frames of an answer differ in their text and in what they count, and in noth
 around the text is the same, byte for byte, frame after frame. To parse one takes longer than all
 else that is done with it. So of a frame that was parsed, and found to do nothing but go on with the
 text, the shape is remembered: its bytes without the text, every digit a zero. Another frame of that
-shape, digit for digit, does nothing else either, unless one of its numbers begins with a zero that
-JSON forbids: that one is left to the parser.
+shape, digit for digit, does nothing else either. In one thing this is no parser: a number that
+begins with a zero, which JSON forbids and no writer of JSON sends, passes for one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from operator import itemgetter
 
 from pydantic_core import from_json
 
@@ -25,10 +23,6 @@ _FIELD = {
     name: re.compile(rb'"%b": ?"' % name)
     for name in (b"content", b"reasoning_content", b"reasoning")
 }
-_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*"|(\d+)[^,\]}\s]*')
-"""A number's digits before any point, or a string, whose digits are none."""
-
-_ZERO = 0x30
 _ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
 
 
@@ -44,9 +38,8 @@ class FrameShapes:
     def __init__(self) -> None:
         self._head = b""
         """What stands before the text, to the quote that begins it."""
-        self._tails: dict[bytes, Callable[[bytes], tuple[int, ...]]] = {}
-        """What may stand behind the quote that ends it, to the blank line; and what gives the first
-        digit of each number there that has several."""
+        self._tails: set[bytes] = set()
+        """What may stand behind the quote that ends it, to the blank line."""
         self._fields = b""
         self._last = b""
         self._learnt = 0
@@ -89,7 +82,7 @@ class FrameShapes:
             self.forget()
             self._head, self._fields = head, fields
         self._mark = mark
-        self._tails[tail.translate(_ZEROS)] = _first_digits(tail)
+        self._tails.add(tail.translate(_ZEROS))
 
     def read(
         self, data: bytes, piece: type[TextDelta] | type[ReasoningDelta], events: list[Event]
@@ -106,10 +99,7 @@ class FrameShapes:
         parts = data.split(head)
         for part in parts[1:]:
             raw, _, tail = part.partition(b'"')
-            first_digits = tails.get(tail.translate(_ZEROS))
-            if first_digits is None or (mark and mark not in tail):
-                break
-            if _ZERO in first_digits(tail):
+            if tail.translate(_ZEROS) not in tails or (mark and mark not in tail):
                 break
             try:
                 text = from_json(b'"%b"' % raw)
@@ -130,14 +120,3 @@ class FrameShapes:
         """Return the last frame that was read, without its text; nothing if that was done."""
         last, self._last = self._last, b""
         return b'%b"%b' % (self._head, last) if last else b""
-
-
-def _first_digits(tail: bytes) -> Callable[[bytes], tuple[int, ...]]:
-    """Return what gives the first digit of each number of several in a tail of this shape."""
-    places = [number.start(1) for number in _NUMBER.finditer(tail) if len(number[1] or b"") > 1]
-    # With one place alone it would give no tuple.
-    return itemgetter(*places, places[0]) if places else _no_digits
-
-
-def _no_digits(tail: bytes) -> tuple[int, ...]:
-    return ()

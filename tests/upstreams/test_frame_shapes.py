@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -88,19 +87,6 @@ def test_it_stops_at_whatever_is_not_like_it(unlike: bytes) -> None:
     # What follows a frame without a gap may keep that one from being recognised, too.
     assert texts in (["a"], [])
     assert rest == frame("a") * (not texts) + unlike + frame("c")
-
-
-@pytest.mark.parametrize("number", [b"01", b"00", b"-01", b"00.5"])
-def test_a_number_that_is_none_is_left_to_the_parser(number: bytes) -> None:
-    """What is read by its shape, and what is parsed since it came in two reads, is the same."""
-    right = re.sub(rb"\d\d", b"10", number)
-    first, second = (frame(text).replace(b'": 1}', b'": %b}' % right) for text in "ab")
-    assert read(learnt(first), second) == (["b"], b"")
-    wrong = second.replace(right, number)
-    assert read(learnt(first), wrong) == ([], wrong)
-    # The digits of a text are none of a number's.
-    first, second = (frame(text, id=id) for text, id in [("a", "12"), ("b", "02")])
-    assert read(learnt(first), second) == (["b"], b"")
 
 
 @pytest.mark.parametrize(
