@@ -101,3 +101,9 @@ def _read_text(body: bytes) -> str:
     document = httpx.Response(200, content=body).json()
     check_answer(document)
     return str(document["choices"][0]["message"]["content"])
+
+
+def forget() -> None:
+    """Forget what was read."""
+    _read_stream.cache_clear()
+    _read_text.cache_clear()

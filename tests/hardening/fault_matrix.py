@@ -23,7 +23,7 @@ from jsonschema import ValidationError
 from qwen_asgi.testing.answers import Answer
 from tests.benchmarks.accounting import memory, open_files, raise_file_limit
 from tests.conftest import CHAT, DIALECTS, MODEL, ask, eventually, http_bytes
-from tests.hardening.asking import Broken, exchange
+from tests.hardening.asking import Broken, exchange, forget
 from tests.hardening.cuts import Cut, cuts, expected
 from tests.hardening.fault_table import LATER_SECONDS, Row, applies, faults
 from tests.hardening.faulty_upstream import Meeting, answer_to
@@ -264,6 +264,7 @@ class _Held:
 
 def _held(gateways: Gateways) -> _Held:
     gateways.upstream.torture.forget()
+    forget()
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -86,6 +86,8 @@ class FaultyUpstream:
             del self._meetings[number]
 
     def _script(self, received: Received) -> Script:
+        # Kept, a hundred thousand of them would be taken for a leak.
+        self.torture.forget()
         target = received.head.split(b" ", 2)[1].decode()
         answer = answer_to(target, received.body)
         named = _NAMED.search(received.body)

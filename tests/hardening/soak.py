@@ -121,7 +121,6 @@ class Soak:
         eventually(lambda: self._counts()["tasks"] <= 8, 20)
         time.sleep(0.2)
         counts = self._counts()
-        self._upstream.torture.forget()
         return Sample(
             time.monotonic(),
             self.asked,
