@@ -29,7 +29,7 @@ from tests.hardening.faulty_upstream import OPENINGS, FaultyUpstream
 from tests.transports.torture import Do, TortureServer
 
 LANES = ("direct", "httpx")
-SILENCE = 1.0
+SILENCE = 2.0
 """Seconds that the gateways wait for an event."""
 
 UP, REFUSED, HANGING, RESETTING, CLOSING = "up", "refused", "hanging", "resetting", "closing"
