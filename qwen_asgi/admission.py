@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 
 from qwen_asgi.errors import Overloaded, RateLimited
 from qwen_asgi.turns import NoTurn, Turns
@@ -17,6 +16,7 @@ class Admission:
         self._turns = Turns()
         self._of_client: dict[str, int] = {}
         """Of those who have any: no client is remembered that has none."""
+        self._queued = 0
         self._lock = threading.Lock()
         self._most_of_client: int | None = None
         self._queue = 0
@@ -25,7 +25,8 @@ class Admission:
     @property
     def open(self) -> int:
         """How many chats are open or wait."""
-        return self._turns.busy
+        with self._lock:
+            return sum(self._of_client.values())
 
     def set(self, *, most: int | None, of_client: int | None, queue: int, patience: float) -> None:
         """Let `most` be open at once in each event loop, and `of_client` of each client; `queue`
@@ -34,32 +35,11 @@ class Admission:
         self._most_of_client = of_client
         self._queue, self._patience = queue, patience
 
-    def enter_at_once(self, client: str) -> Callable[[], None] | None:
-        """As `enter`, where there is nothing to wait for; None where there is."""
-        self._count(client)
-        give_back = self._turns.take_at_once()
-        if give_back is None:
-            self._leave(client)
-            return None
-        return partial(self._leave, client, give_back)
-
-    async def enter(self, client: str) -> Callable[[], None]:
-        """Let a client's request in, and return what is to be called when it is over.
+    def enter(self, client: str) -> Place:
+        """Give a client's request its turn, or else a place in the queue; `leave` it in any case.
 
         Raises Overloaded, and RateLimited for one too many of this client.
         """
-        self._count(client)
-        try:
-            give_back = await self._turns.take(queue=self._queue, patience=self._patience)
-        except NoTurn as why:
-            self._leave(client)
-            raise Overloaded(f"this gateway {why}", retry_after=1) from None
-        except BaseException:
-            self._leave(client)
-            raise
-        return partial(self._leave, client, give_back)
-
-    def _count(self, client: str) -> None:
         with self._lock:
             number = self._of_client.get(client, 0)
             if self._most_of_client is not None and number >= self._most_of_client:
@@ -68,14 +48,58 @@ class Admission:
                     code="too_many_requests",
                     retry_after=1,
                 )
+            turn = self._turns.take_at_once()
+            if turn is None:
+                if self._queued >= self._queue:
+                    raise _full(f"is busy, and {self._queued} wait for their turn")
+                self._queued += 1
             self._of_client[client] = number + 1
+        return Place(self, client, turn)
 
-    def _leave(self, client: str, give_back: Callable[[], None] | None = None) -> None:
-        if give_back is not None:
-            give_back()
+    async def _turn(self) -> Callable[[], None]:
+        try:
+            turn = await self._turns.take(queue=self._queue, patience=self._patience)
+        except NoTurn as why:
+            raise _full(str(why)) from None
         with self._lock:
+            self._queued -= 1
+        return turn
+
+    def _leave(self, client: str, *, from_queue: bool) -> None:
+        with self._lock:
+            self._queued -= from_queue
             number = self._of_client[client] - 1
             if number:
                 self._of_client[client] = number
             else:
                 del self._of_client[client]
+
+
+class Place:
+    """A request that is let in, or that waits until it is."""
+
+    __slots__ = ("_admission", "_client", "_give_back")
+
+    def __init__(
+        self, admission: Admission, client: str, give_back: Callable[[], None] | None
+    ) -> None:
+        self._admission = admission
+        self._client = client
+        self._give_back = give_back
+
+    @property
+    def has_turn(self) -> bool:
+        return self._give_back is not None
+
+    async def turn(self) -> None:
+        """Wait for it. Raises Overloaded."""
+        self._give_back = await self._admission._turn()
+
+    def leave(self) -> None:
+        if self._give_back is not None:
+            self._give_back()
+        self._admission._leave(self._client, from_queue=self._give_back is None)
+
+
+def _full(why: str) -> Overloaded:
+    return Overloaded(f"this gateway {why} (QWEN_MAX_REQUESTS, QWEN_QUEUE)", retry_after=1)

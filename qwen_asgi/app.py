@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from qwen_asgi.admission import Admission
+from qwen_asgi.admission import Admission, Place
 from qwen_asgi.apis.openai_chat import REASONING_FIELDS, OpenAIChat
 from qwen_asgi.authentication import (
     ANYBODY,
@@ -30,6 +30,7 @@ from qwen_asgi.authentication import (
     identify,
 )
 from qwen_asgi.begun import guarded
+from qwen_asgi.cutoff import TimeLimit
 from qwen_asgi.disconnect import ClientLeft, ClientWatch
 from qwen_asgi.errors import (
     AuthenticationFailed,
@@ -93,6 +94,21 @@ class _Call:
 
 
 _Endpoint = Callable[["_Call"], Awaitable[None]]
+
+AUTHENTICATE_SECONDS = 30.0
+"""How long a host's `authenticate` may take; nobody sees meanwhile that a client leaves."""
+
+
+class _Identifying(TimeLimit):
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(AUTHENTICATE_SECONDS)
+
+    def error(self) -> Exception:
+        return Overloaded(
+            f"whom this request is from was not known within {self._seconds:g} seconds; ask again"
+        )
 
 
 class Gateway:
@@ -216,7 +232,11 @@ class Gateway:
             self._advise()
         headers = headers_of(scope)
         id = self._request_id(headers)
-        response = Response(send, [(b"x-request-id", id.encode("ascii"))])
+        response = Response(
+            send,
+            [(b"x-request-id", id.encode("ascii"))],
+            patience=self._wired.settings.write_timeout,
+        )
         call = _Call(scope, receive, headers, response, id)
         try:
             check_headers(scope)
@@ -249,7 +269,7 @@ class Gateway:
             # Nobody need be known to be told so.
             await refuse_length(call.headers, call.receive, self.settings.max_body)
         if method != "OPTIONS" and self._authenticate not in OPEN:
-            call.principal = await identify(self._authenticate, Request(call.scope))
+            call.principal = await self._identified(call)
         if not methods:
             raise NotFound(
                 f"there is no {printable(call.path, 200)} here; "
@@ -259,6 +279,11 @@ class Gateway:
             allow = _allow(methods)
             raise MethodNotAllowed(f"{printable(call.path, 200)} takes {allow} only", allow)
         return methods[method]
+
+    async def _identified(self, call: _Call) -> Principal:
+        """Return whom the request is from: what the host does to know that has an end, too."""
+        asked = guarded(identify(self._authenticate, Request(call.scope)), _Identifying())
+        return await guarded(asked, Work(self._shutdown))
 
     def _route(self, call: _Call) -> dict[str, _Endpoint]:
         """Return the endpoints of the request's path by method; none for an unknown path."""
@@ -280,17 +305,13 @@ class Gateway:
         exchange = Exchange(request_id=call.id, client=call.principal.name)
         work = Work(self._shutdown)
         try:
-            client = _client_of(call)
-            leave = self._admission.enter_at_once(client)
-            if leave is None:
-                with work:
-                    leave = await self._admission.enter(client)
+            place = self._admission.enter(_client_of(call))
             try:
                 # One set of settings for all of a chat, though others may come meanwhile.
                 with self._wired as wired:
-                    await self._chat_over(wired, call, exchange, work)
+                    await self._chat_over(wired, call, exchange, work, place)
             finally:
-                leave()
+                place.leave()
         except ClientLeft:
             exchange.left()
             exchange.status = CLIENT_CLOSED_REQUEST
@@ -307,15 +328,20 @@ class Gateway:
             self._ends[exchange.reason] += 1
             exchange.log()
 
-    async def _chat_over(self, wired: Wired, call: _Call, exchange: Exchange, work: Work) -> None:
+    async def _chat_over(
+        self, wired: Wired, call: _Call, exchange: Exchange, work: Work, place: Place
+    ) -> None:
         settings = wired.settings
         _check_content_type(call.headers.get(b"content-type"))
         reading = read_body(call.receive, settings.max_body, settings.body_timeout)
         body = await guarded(reading, work)
         if settings.log_bodies:
             logger.info("request %s: %s", call.id, Printable(body))
-        chat = self._api.read(body)
         async with ClientWatch(call.receive) as watch:
+            if not place.has_turn:
+                with work:
+                    await place.turn()
+            chat = self._api.read(body)
             upstream = wired.catalog.certain(chat.model)
             if upstream is None:
                 with work:

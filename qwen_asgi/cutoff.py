@@ -50,3 +50,31 @@ class Cutoff:
     def error(self) -> Exception:
         """Return what is raised then."""
         raise NotImplementedError
+
+
+class TimeLimit(Cutoff):
+    """What runs inside it is cut after so many seconds."""
+
+    __slots__ = ("_loop", "_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._loop = self.task.get_loop()
+        self._timer = self._loop.call_later(self._seconds, self.cut)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        super().__exit__(exc_type, exc, traceback)
+
+    def begin_anew(self) -> None:
+        """Give it all of its seconds again, from now on."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._seconds, self.cut)

@@ -67,6 +67,12 @@ class ClientWatch:
         is complete as a client that has left."""
         self._watcher.cancel()
 
+    def end(self) -> None:
+        """End what runs inside as if the client had left: nobody reads what is sent."""
+        if self._entered and not self._left:
+            self._left = True
+            self._task.cancel()
+
     async def _watch(self) -> None:
         if not self._entered:
             # A task factory that starts tasks at once: a running task that cancels itself could
@@ -85,5 +91,4 @@ class ClientWatch:
                 "the host's receive() failed: this client cannot be watched", exc_info=True
             )
             return
-        self._left = True
-        self._task.cancel()
+        self.end()

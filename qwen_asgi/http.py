@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Never
 
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi import sse
-from qwen_asgi.begun import Begun
-from qwen_asgi.cutoff import Cutoff
+from qwen_asgi.begun import Begun, guarded
+from qwen_asgi.cutoff import TimeLimit
 from qwen_asgi.disconnect import ClientLeft
 from qwen_asgi.errors import HeadersTooLarge, RequestTimeout, RequestTooLarge
 
@@ -29,6 +28,9 @@ EVENT_STREAM: RawHeaders = [
 MOST_HEADERS = 200
 MOST_HEADER_BYTES = 64 * 1024
 """What a request's headers may be, names and values together."""
+
+LEAST_BODY = 256 * 1024
+"""Bytes of a body, or its end, that must come within each `body_timeout`."""
 
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 5.0
@@ -65,11 +67,11 @@ async def refuse_length(headers: Mapping[bytes, bytes], receive: Receive, limit:
     raise _too_large(limit)
 
 
-async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
+async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
     """Return the request's body.
 
-    Raises RequestTooLarge over `limit` bytes, RequestTimeout after `silence` seconds without any of
-    it, and ClientLeft.
+    Raises RequestTooLarge over `limit` bytes, RequestTimeout where neither its end nor `LEAST_BODY`
+    bytes more come within so many seconds, and ClientLeft.
     """
     begun = Begun(_receive_part(receive))
     if begun.is_over:
@@ -77,59 +79,41 @@ async def read_body(receive: Receive, limit: int, silence: float) -> bytes:
         first, more = begun.value
         if not more:
             return _within(limit, first)
-    with _Silence(silence) as broken:
+    pace = _Pace(seconds)
+    with pace:
         first, more = begun.value if begun.is_over else await begun
-        return await _read_on(receive, limit, first, more, broken)
+        body = await _read_on(receive, limit, first, more, pace.begin_anew)
+    if len(body) > limit:
+        await _linger(receive)
+    return _within(limit, bytes(body))
 
 
-class _Silence(Cutoff):
-    """So many seconds in which something must come."""
+class _Pace(TimeLimit):
+    """How slowly a body may come: a client that sends a byte now and then holds a place that others
+    wait for."""
 
-    __slots__ = ("_loop", "_seconds", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> Callable[[], None]:  # type: ignore[override]
-        """Return what is to be called when something has come."""
-        super().__enter__()
-        self._loop = self.task.get_loop()
-        self._timer = self._loop.call_later(self._seconds, self.cut)
-        return self._begin_anew
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        super().__exit__(exc_type, exc, traceback)
+    __slots__ = ()
 
     def error(self) -> Exception:
         return RequestTimeout(
-            f"nothing of the request's body came for {self._seconds:g} seconds (QWEN_BODY_TIMEOUT)"
+            f"the request's body came too slowly: each {LEAST_BODY} bytes of it, and its end, "
+            f"should come within {self._seconds:g} seconds (QWEN_BODY_TIMEOUT)"
         )
-
-    def _begin_anew(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._seconds, self.cut)
 
 
 async def _read_on(
     receive: Receive, limit: int, first: bytes, more: bool, go_on: Callable[[], None]
-) -> bytes:
-    """Return all of a body that begins with `first`."""
+) -> bytearray:
+    """Return all of a body that begins with `first`; of a longer one than `limit` what shows it."""
     body = bytearray(first)
-    while more:
-        if len(body) > limit:
-            await _linger(receive)
-            raise _too_large(limit)
+    counted = 0
+    while more and len(body) <= limit:
         part, more = await _receive_part(receive)
-        if part:
-            go_on()
         body += part
-    return _within(limit, bytes(body))
+        if len(body) - counted >= LEAST_BODY:
+            counted = len(body)
+            go_on()
+    return body
 
 
 def _within(limit: int, body: bytes) -> bytes:
@@ -167,10 +151,15 @@ class Response:
     Each raises ClientLeft where the server says that the client is gone.
     """
 
-    __slots__ = ("ended", "headers", "send", "started")
+    __slots__ = ("ended", "headers", "patience", "send", "started")
 
-    def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self, send: Send, headers: Iterable[tuple[bytes, bytes]] = (), *, patience: float = 60.0
+    ) -> None:
+        """`patience` is how long a client may read nothing of what is sent, in seconds: then it
+        counts as gone."""
         self.send = send
+        self.patience = patience
         self.headers: RawHeaders = list(headers)
         """Sent with whatever response comes; add to it until then."""
         self.started = False
@@ -186,8 +175,12 @@ class Response:
     ) -> None:
         """Send a response that is known in full; to a HEAD request all of it but the body."""
         length = (b"content-length", str(len(body)).encode())
-        await self.start(status, [*headers, length])
-        await self.end(b"" if head else body)
+        sending = self._whole(status, b"" if head else body, [*headers, length])
+        await guarded(sending, _Unread(self.patience))
+
+    async def _whole(self, status: int, body: bytes, headers: RawHeaders) -> None:
+        await self.start(status, headers)
+        await self.end(body)
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.started = True
@@ -216,12 +209,22 @@ class Response:
             raise ClientLeft from exc
 
 
+class _Unread(TimeLimit):
+    """How long a client may read nothing of an answer that is there."""
+
+    __slots__ = ()
+
+    def error(self) -> Exception:
+        return ClientLeft()
+
+
 class EventStream:
     """A streamed response of server-sent events, kept open through silence.
 
     The response starts with the first event, so that an error before it still has a status of its
     own; or with the first heartbeat, because the connection would not survive a longer silence.
-    Comments go out between events only, from a timer that never touches a pending read.
+    Comments go out between events only, from a timer that never touches a pending read. The same
+    timer sees a client that reads nothing any more: `unread` is called, which ends the request.
     """
 
     __slots__ = (
@@ -232,12 +235,20 @@ class EventStream:
         "_ping",
         "_response",
         "_send",
+        "_stuck",
+        "_stuck_since",
         "_timer",
+        "_unread",
+        "_wait",
         "_writing",
     )
 
     def __init__(
-        self, response: Response, heartbeat: float, headers: Callable[[], RawHeaders]
+        self,
+        response: Response,
+        heartbeat: float,
+        headers: Callable[[], RawHeaders],
+        unread: Callable[[], None],
     ) -> None:
         """`heartbeat` is the silence, in seconds, that a comment breaks; 0 for never. `headers` are
         asked for when the response starts."""
@@ -249,7 +260,12 @@ class EventStream:
         self._last = self._loop.time()
         self._writing = False
         self._ping: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(heartbeat, self._tick) if heartbeat else None
+        self._unread = unread
+        self._stuck = 0.0
+        """When the last write had ended behind which one was under way, and since when it is."""
+        self._stuck_since = 0.0
+        self._wait = min(heartbeat or response.patience, response.patience)
+        self._timer = self._loop.call_later(self._wait, self._tick)
 
     @property
     def started(self) -> bool:
@@ -281,14 +297,15 @@ class EventStream:
 
     def close(self) -> None:
         """Stop the heartbeat; for every way out."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if self._ping is not None:
             self._ping.cancel()
 
     async def _begin(self) -> None:
         if self._ping is not None:
-            await self._ping
+            # What ends this wait does not end the comment: half of one would break the stream.
+            await asyncio.wait([self._ping])
+            self._ping.result()
             self._ping = None
         if not self._response.started:
             await self._start()
@@ -297,17 +314,22 @@ class EventStream:
         await self._response.start(200, [*EVENT_STREAM, *self._headers()])
 
     def _tick(self) -> None:
-        silence = self._loop.time() - self._last
-        if self._writing:
+        now = self._loop.time()
+        silence = now - self._last
+        is_pinging = self._ping is not None and not self._ping.done()
+        wait = self._wait
+        if self._writing or is_pinging:
             # The client is slow and not the upstream: it has enough to read.
-            wait = self._heartbeat
-        elif silence < self._heartbeat:
+            if self._stuck != self._last:
+                self._stuck, self._stuck_since = self._last, now
+            elif now - self._stuck_since >= self._response.patience:
+                self._unread()
+                return
+        elif self._heartbeat and silence >= self._heartbeat:
+            self._ping = self._loop.create_task(self._beat(), name="qwen_asgi heartbeat")
+        elif self._heartbeat:
             # One timer serves the whole stream: it is moved only when it goes off.
-            wait = self._heartbeat - silence
-        else:
-            if self._ping is None or self._ping.done():
-                self._ping = self._loop.create_task(self._beat(), name="qwen_asgi heartbeat")
-            wait = self._heartbeat
+            wait = min(wait, self._heartbeat - silence)
         self._timer = self._loop.call_later(wait, self._tick)
 
     async def _beat(self) -> None:

@@ -88,7 +88,7 @@ async def _stream(
     work: Work,
 ) -> None:
     writer = api.stream(chat)
-    stream = EventStream(response, heartbeat, lambda: _noted(chat))
+    stream = EventStream(response, heartbeat, lambda: _noted(chat), watch.end)
     try:
         with work:
             async with upstream(chat) as batches:
@@ -101,6 +101,9 @@ async def _stream(
                 await stream.end(writer.finish())
                 exchange.done()
     except QwenASGIError as error:
+        if exchange.reason == "done":
+            # All of it had gone out; what came of the upstream's connection is nobody's matter.
+            return
         if stream.ended or not stream.started:
             raise
         exchange.failed(error)

@@ -91,6 +91,7 @@ ENVIRONMENT = {
     "QWEN_QUEUE": "queue",
     "QWEN_QUEUE_TIMEOUT": "queue_timeout",
     "QWEN_BODY_TIMEOUT": "body_timeout",
+    "QWEN_WRITE_TIMEOUT": "write_timeout",
     "QWEN_MAX_BODY": "max_body",
     "QWEN_HEARTBEAT": "heartbeat",
     "QWEN_LOG_FILE": "log_file",
@@ -170,7 +171,9 @@ class Settings(BaseModel):
     queue_timeout: Seconds = 30.0
     """Longest wait for a turn."""
     body_timeout: Seconds = 30.0
-    """Longest silence of a client that sends a request's body."""
+    """Longest time in which a client that sends a request's body must send 256 KiB more, or all."""
+    write_timeout: Seconds = 60.0
+    """Longest time that a client may read nothing of an answer: then it counts as gone."""
     shutdown_seconds: Seconds = 30.0
     """How long answers under way may go on when the gateway is told to end."""
     on_disconnect: OnDisconnect = "cancel"

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ import pytest
 from qwen_asgi.admission import Admission
 from qwen_asgi.apis.openai_chat import LONG_BODY, MOST_VALUES, OpenAIChat
 from qwen_asgi.errors import Overloaded, RateLimited, RequestTooLarge
-from qwen_asgi.http import MOST_HEADER_BYTES, MOST_HEADERS
+from qwen_asgi.http import LEAST_BODY, MOST_HEADER_BYTES, MOST_HEADERS
 from qwen_asgi.testing import Fault, SimulatedQwen, serve
 from tests.conftest import (
     CHAT,
@@ -38,14 +39,26 @@ def admission(**limits: Any) -> Admission:
     return made
 
 
+async def enter(door: Admission, client: str) -> Callable[[], None]:
+    """Enter, wait for the turn, and return what leaves."""
+    place = door.enter(client)
+    try:
+        if not place.has_turn:
+            await place.turn()
+    except BaseException:
+        place.leave()
+        raise
+    return place.leave
+
+
 @pytest.mark.anyio
 async def test_so_many_are_let_in_some_wait_and_the_others_are_refused() -> None:
     door = admission()
-    first, _ = await door.enter("a"), await door.enter("b")
-    waiting = asyncio.create_task(door.enter("c"))
+    first, _ = await enter(door, "a"), await enter(door, "b")
+    waiting = asyncio.create_task(enter(door, "c"))
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded, match="this gateway is busy, and 1 wait") as caught:
-        await door.enter("d")
+        await enter(door, "d")
     assert caught.value.retry_after == 1
     assert door.open == 3
     first()
@@ -54,52 +67,48 @@ async def test_so_many_are_let_in_some_wait_and_the_others_are_refused() -> None
 
 
 @pytest.mark.anyio
-async def test_at_once_is_let_in_who_need_not_wait() -> None:
-    door = admission(most=1, of_client=2)
-    leave = door.enter_at_once("a")
-    assert leave is not None
-    assert door.enter_at_once("b") is None
-    assert (door.open, door._of_client) == (1, {"a": 1})
-    waiting = asyncio.create_task(door.enter("b"))
+async def test_who_has_waited_goes_before_who_comes() -> None:
+    door = admission(most=1, queue=2)
+    leave = await enter(door, "a")
+    waiting = asyncio.create_task(enter(door, "b"))
     await asyncio.sleep(0.01)
     leave()
     # It is the turn of who waits, though nobody is there at this moment.
-    assert door.enter_at_once("a") is None
+    late = door.enter("a")
+    assert not late.has_turn
+    late.leave()
     (await waiting)()
-    leave = door.enter_at_once("a")
-    assert leave is not None
-    leave()
-    assert (door.open, door._of_client) == (0, {})
+    assert (door.open, door._of_client, door._queued) == (0, {}, 0)
 
 
 @pytest.mark.anyio
 async def test_a_wait_has_an_end_and_a_client_that_leaves_it_is_not_counted() -> None:
     door = admission(most=1, of_client=2)
-    leave = await door.enter("a")
+    leave = await enter(door, "a")
     with pytest.raises(Overloaded, match=r"was busy for 0\.2 seconds"):
-        await door.enter("a")
-    waiting = asyncio.create_task(door.enter("a"))
+        await enter(door, "a")
+    waiting = asyncio.create_task(enter(door, "a"))
     await asyncio.sleep(0.01)
     waiting.cancel()
     await asyncio.wait([waiting])
     leave()
-    assert (door.open, door._of_client) == (0, {})
+    assert (door.open, door._of_client, door._queued) == (0, {}, 0)
 
 
 @pytest.mark.anyio
 async def test_of_each_client_so_many_are_let_in() -> None:
     door = admission(most=None, of_client=2)
-    leave = [await door.enter(client) for client in ("a", "a", "b")]
+    leave = [await enter(door, client) for client in ("a", "a", "b")]
     with pytest.raises(RateLimited, match="2 requests of yours are open") as caught:
-        await door.enter("a")
+        await enter(door, "a")
     assert (caught.value.status, caught.value.code) == (429, "too_many_requests")
     assert caught.value.retry_after == 1
     leave[0]()
-    (await door.enter("a"))()
+    (await enter(door, "a"))()
     # Other settings count those who are there.
     door.set(most=None, of_client=1, queue=0, patience=1)
     with pytest.raises(RateLimited):
-        await door.enter("b")
+        await enter(door, "b")
     for one in leave[1:]:
         one()
     assert door._of_client == {}
@@ -198,13 +207,66 @@ def test_a_body_that_does_not_come_ends_the_request(
 
 def test_a_body_that_comes_slowly_but_comes_is_waited_for(make_gateway: MakeGateway) -> None:
     with serve(make_gateway(body_timeout=0.5)) as url:
-        body = json.dumps(ask()).encode()
+        body = json.dumps(ask("x" * 8 * LEAST_BODY)).encode()
         with connect(url) as slow:
             slow.sendall(http_bytes(content_length=str(len(body))))
-            for start in range(0, len(body), 20):
+            for start in range(0, len(body), LEAST_BODY):
                 time.sleep(0.15)
-                slow.sendall(body[start : start + 20])
+                slow.sendall(body[start : start + LEAST_BODY])
             assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_byte_now_and_then_does_not_hold_a_turn(
+    make_gateway: MakeGateway, http: httpx.Client
+) -> None:
+    with serve(make_gateway(body_timeout=0.5, max_requests=1, queue=0)) as url:
+        with connect(url) as slow:
+            slow.sendall(http_bytes(content_length="50"))
+            slow.settimeout(0.1)
+            answer, begun = b"", time.monotonic()
+            while not answer and time.monotonic() - begun < 3:
+                with suppress(TimeoutError):
+                    answer = slow.recv(65536)
+                if not answer:
+                    slow.sendall(b" ")
+            assert answer.startswith(b"HTTP/1.1 408 ")
+        answer_of(http.post(url + CHAT, json=ask()))
+
+
+def test_a_body_that_is_too_long_and_slow_is_too_long(make_gateway: MakeGateway) -> None:
+    with serve(make_gateway(body_timeout=0.3, max_body=1024)) as url, connect(url) as slow:
+        head = http_bytes(content_length="0").replace(
+            b"content-length: 0", b"transfer-encoding: chunked"
+        )
+        slow.sendall(head + b"800\r\n" + b" " * 2048 + b"\r\n")
+        for _ in range(5):
+            time.sleep(0.15)
+            slow.sendall(b"1\r\n \r\n")
+        slow.sendall(b"0\r\n\r\n")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_client_that_leaves_the_queue_is_gone_at_once(
+    streamed: bool, make_gateway: MakeGateway, qwen: SimulatedQwen
+) -> None:
+    gateway = make_gateway(max_requests=1, queue=3)
+    with serve(gateway) as url:
+        (opened,) = streams(url, 1)
+        body = http_bytes(json.dumps(ask(stream=streamed)).encode())
+        waiting = [connect(url) for _ in range(3)]
+        for one in waiting:
+            one.sendall(body)
+        eventually(lambda: gateway._admission.open == 4)
+        for one in waiting:
+            one.close()
+        eventually(lambda: gateway._admission.open == 1, 2)
+        assert gateway._admission._queued == 0
+        eventually(lambda: gateway.ends.get("client_left") == 3, 2)
+        assert qwen.open == 1
+        opened.close()
+        qwen.wait_for(lambda qwen: qwen.open == 0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +340,7 @@ def test_admission_is_counted_over_threads() -> None:
     def run() -> None:
         async def work() -> None:
             for _ in range(300):
-                (await door.enter("a"))()
+                (await enter(door, "a"))()
 
         asyncio.run(work())
 

@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ from starlette.testclient import TestClient
 from qwen_asgi import Principal, anonymous
 from qwen_asgi.authentication import ANYBODY, ClientKeys, identify
 from qwen_asgi.errors import AuthenticationFailed
-from qwen_asgi.testing import SimulatedQwen
+from qwen_asgi.testing import SimulatedQwen, serve
 from tests.conftest import (
     CHAT,
     GatewayURL,
@@ -331,3 +332,25 @@ def test_a_request_that_is_refused_has_no_body_read(
     with connect(gateway_url(client_keys=("key",))) as client:
         client.sendall(http_bytes(b"{", content_length=str(30 * 1024 * 1024)))
         assert client.recv(65536).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("by", ["its end", "the gateway's"])
+def test_a_host_s_function_that_hangs_has_an_end(
+    by: str, make_gateway: MakeGateway, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(request: Request) -> Principal:
+        entered.set()
+        await asyncio.sleep(60)
+        return ANYBODY
+
+    entered = threading.Event()
+    if by == "its end":
+        monkeypatch.setattr("qwen_asgi.app.AUTHENTICATE_SECONDS", 0.1)
+    gateway = make_gateway(authenticate=hangs)
+    with serve(gateway) as url, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(http.post, url + CHAT, json=ask())
+        assert entered.wait(5)
+        if by != "its end":
+            gateway.begin_drain(0.1)
+        error = error_of(asked.result(), 503)
+    assert error["code"] == ("overloaded" if by == "its end" else "shutting_down")

@@ -285,6 +285,31 @@ def test_a_client_that_does_not_read_and_then_leaves_frees_the_upstream(
     assert time.monotonic() - start < LIMIT * 2
 
 
+@pytest.mark.parametrize("heartbeat", [0, 15])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_stays_and_does_not_read_counts_as_gone(
+    streamed: bool,
+    heartbeat: int,
+    make_gateway: MakeGateway,
+    gateway_url: GatewayURL,
+    http: httpx.Client,
+    qwen: SimulatedQwen,
+) -> None:
+    gateway = make_gateway(write_timeout=0.5, heartbeat=heartbeat, max_requests=1, queue=0)
+    url = gateway_url(gateway)
+    qwen.reply, qwen.pieces = "x" * 12_000_000, 1_000_000
+    with connect(url) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(http_bytes(json.dumps(ask(stream=streamed)).encode()))
+        qwen.wait_for(lambda qwen: len(qwen.requests) == 1)
+        # uvicorn takes the whole of a plain answer, and holds no request up for it.
+        end = "client_left" if streamed else "done"
+        eventually(lambda: gateway.ends == {end: 1}, 10)
+        assert (qwen.open, gateway._admission.open) == (0, 0)
+        qwen.reply = "x"
+        answer_of(http.post(url + CHAT, json=ask()))
+
+
 # An answer that is whole is not a client that left.
 
 

@@ -256,10 +256,14 @@ class Slow:
         return b"".join(message.get("body", b"") for message in self.messages)
 
 
+def never() -> None:
+    raise AssertionError("the client reads")
+
+
 @pytest.mark.anyio
 async def test_a_slow_reader_gets_no_pile_of_comments() -> None:
     send = Slow()
-    stream = EventStream(Response(send), 0.01, lambda: [])
+    stream = EventStream(Response(send), 0.01, lambda: [], never)
     await stream.write(b"data: 1\n\n")
     send.reads.clear()
     writing = asyncio.create_task(stream.write(b"data: 2\n\n"))
@@ -275,7 +279,7 @@ async def test_a_slow_reader_gets_no_pile_of_comments() -> None:
 async def test_a_comment_that_nobody_reads_is_the_only_one_and_comes_before_the_event() -> None:
     send = Slow()
     send.reads.clear()
-    stream = EventStream(Response(send), 0.01, lambda: [])
+    stream = EventStream(Response(send), 0.01, lambda: [], never)
     await asyncio.sleep(0.1)
     assert stream.started
     writing = asyncio.create_task(stream.write(b"data: 1\n\n"))
@@ -288,9 +292,76 @@ async def test_a_comment_that_nobody_reads_is_the_only_one_and_comes_before_the_
 
 
 @pytest.mark.anyio
+async def test_who_stops_to_wait_for_a_comment_does_not_stop_the_comment() -> None:
+    """So at the end of the service: the last event goes out behind a comment that is whole."""
+    send = Slow()
+    stream = EventStream(Response(send), 0.01, lambda: [], never)
+    await stream.write(b"data: 1\n\n")
+    send.reads.clear()
+    await asyncio.sleep(0.05)
+    writing = asyncio.create_task(stream.write(b"data: 2\n\n"))
+    await asyncio.sleep(0.05)
+    writing.cancel()
+    await asyncio.wait([writing])
+    ending = asyncio.create_task(stream.end(b"data: error\n\n"))
+    await asyncio.sleep(0.05)
+    send.reads.set()
+    await ending
+    stream.close()
+    assert send.body == b"data: 1\n\n" + sse.COMMENT + b"data: error\n\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("heartbeat", [0, 0.02, 30])
+@pytest.mark.parametrize("waits", ["chunk", "comment", "end"])
+async def test_a_client_that_reads_nothing_any_more_is_told_of_once(
+    heartbeat: float, waits: str
+) -> None:
+    if waits == "comment" and heartbeat != 0.02:
+        pytest.skip("there is no comment to wait for")
+    told: list[float] = []
+    send = Slow()
+    response = Response(send, patience=0.2)
+    stream = EventStream(response, heartbeat, lambda: [], lambda: told.append(loop.time()))
+    loop = asyncio.get_running_loop()
+    for _ in range(6):
+        # A slow one is none that reads nothing.
+        await stream.write(b"data: 1\n\n")
+        send.reads.clear()
+        writing = asyncio.create_task(stream.write(b"data: 2\n\n"))
+        await asyncio.sleep(0.1)
+        send.reads.set()
+        await writing
+    assert told == []
+    send.reads.clear()
+    begun = loop.time()
+    stuck = None
+    if waits != "comment":
+        write = stream.write if waits == "chunk" else stream.end
+        stuck = asyncio.create_task(write(b"data: 3\n\n"))
+    await asyncio.sleep(0.8)
+    assert len(told) == 1
+    assert 0.19 < told[0] - begun < 0.7
+    send.reads.set()
+    if stuck is not None:
+        await stuck
+    stream.close()
+
+
+@pytest.mark.anyio
+async def test_a_whole_answer_that_nobody_reads_ends_too() -> None:
+    send = Slow()
+    send.reads.clear()
+    begun = time.monotonic()
+    with pytest.raises(ClientLeft):
+        await Response(send, patience=0.1).whole(200, b"{}", [])
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.anyio
 async def test_a_closed_stream_sends_nothing_more_and_leaves_no_task() -> None:
     send = Slow()
-    stream = EventStream(Response(send), 0.01, lambda: [])
+    stream = EventStream(Response(send), 0.01, lambda: [], never)
     await stream.write(b"data: 1\n\n")
     stream.close()
     await asyncio.sleep(0.05)
@@ -303,7 +374,7 @@ async def test_a_comment_to_a_client_that_has_gone_ends_nothing_by_itself() -> N
     async def gone(message: Message) -> None:
         raise BrokenPipeError
 
-    stream = EventStream(Response(gone), 0.01, lambda: [])
+    stream = EventStream(Response(gone), 0.01, lambda: [], never)
     await asyncio.sleep(0.05)
     with pytest.raises(ClientLeft):
         await stream.write(b"data: 1\n\n")

@@ -8,7 +8,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pytest
 from qwen_asgi import Gateway, Settings
 from qwen_asgi.errors import ShuttingDown
 from qwen_asgi.shutdown import Shutdown, Work
-from qwen_asgi.testing import SimulatedQwen, serve
+from qwen_asgi.testing import Fault, SimulatedQwen, serve
+from qwen_asgi.testing.answers import Answer
 from tests.conftest import (
     CHAT,
     UPSTREAM_KEY,
@@ -138,6 +141,29 @@ def test_a_stream_that_is_not_over_by_then_ends_with_an_error(
     assert (read.error or {})["code"] == "shutting_down"
     assert qwen.reply.startswith(read.text)
     qwen.wait_for(lambda qwen: qwen.hung_up == 1)
+
+
+@pytest.mark.parametrize("dialect", ["openai"])
+def test_an_answer_whose_end_went_out_is_done_though_its_upstream_stays_open(
+    gateway_url: GatewayURL, make_gateway: MakeGateway, http: httpx.Client, qwen: SimulatedQwen
+) -> None:
+    gateway = make_gateway()
+    url = gateway_url(gateway)
+    qwen.fail(Fault("stays open", lambda answer: replace(answer, steps=_staying(answer))))
+    with http.stream("POST", url + CHAT, json=ask(stream=True)) as answer:
+        read = b""
+        for data in answer.iter_raw():
+            read += data
+            if b"[DONE]" in read:
+                gateway.begin_drain(0)
+    assert stream_of(read).is_whole
+    eventually(lambda: gateway.ends == {"done": 1})
+
+
+def _staying(answer: Answer) -> Iterator[bytes | float]:
+    """Its frames, and then a connection that stays open."""
+    yield from answer.steps
+    yield 5.0
 
 
 @pytest.mark.parametrize("dialect", ["qwen-web-v2"])
