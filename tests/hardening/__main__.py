@@ -29,7 +29,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
-    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=10_000, seconds=2, seed=1),
+    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=5_000, seconds=1, seed=1),
     "requests made up by schemathesis": lambda t: schemathesis_run.run(
         t, examples=5, dialects=1, seconds=50
     ),

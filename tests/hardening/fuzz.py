@@ -40,7 +40,9 @@ that nothing was watched, and the fuzzer was blind."""
 
 _STATUS = re.compile(r"^#\d+\s+\S+\s+cov: (\d+) ft: (\d+)", re.MULTILINE)
 _RUNS = re.compile(r"^stat::number_of_executed_units:\s+(\d+)$", re.MULTILINE)
-_ERROR = re.compile(r"^ *=+ Uncaught Python exception: =+\n(.*?)(?:^==\d+==|\Z)", re.M | re.S)
+_ERROR = re.compile(
+    r"^ *=+ (?:Uncaught Python exception:|Timeout: .*) =+\n(.*?)(?:^==\d+==|^ALARM|\Z)", re.M | re.S
+)
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,21 @@ def _fuzzed(name: str, options: Sequence[str], seconds: int) -> Fuzzed:
             *(python(), "-m", "tests.hardening.fuzz_process", name, *options),
             *(f"-dict={words}", f"-artifact_prefix={found}/", str(seeds)),
         ]
-        ended = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            # It ends by itself, at its own bound.
-            timeout=seconds + 120,
-        )
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                # It ends by itself, at its own bound.
+                timeout=seconds + 120,
+            )
+        except subprocess.TimeoutExpired:
+            return Fuzzed(name, 0, 0, 0, "it did not end by itself")
         return _read(name, ended.returncode, ended.stdout, sorted(found.iterdir()))
 
 
@@ -138,4 +143,4 @@ def _shown(data: bytes) -> str:
 
 def _error_in(said: str) -> str:
     error = _ERROR.search(said)
-    return error[1].strip()[:1500] if error else "no Python error"
+    return error[1].strip()[:1500] if error else said[-500:]

@@ -6,6 +6,7 @@ watched for what an input reaches. libFuzzer takes the process over, and ends it
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -19,7 +20,16 @@ with atheris.instrument_imports(include=["qwen_asgi"]):
 
 def main(arguments: list[str]) -> None:
     target = TARGETS[arguments[1]]
-    atheris.Setup([arguments[0], *arguments[2:]], lambda data: target.check(Input.of(data)))
+
+    def check(data: bytes) -> None:
+        try:
+            target.check(Input.of(data))
+        except BaseException:
+            # It ends the process, which may take longer than an input may.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
+
+    atheris.Setup([arguments[0], *arguments[2:]], check)
     atheris.Fuzz()
 
 

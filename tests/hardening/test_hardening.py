@@ -7,6 +7,8 @@ from tests.hardening.soak import line
 from tests.hardening.trial import MOST_SHOWN, Trial
 
 
+# On a machine that has much else to do.
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", SHORT)
 def test_nothing_is_lost(name: str) -> None:
     """A short version of each; `python -m tests.hardening` is the whole."""
