@@ -46,6 +46,10 @@ LONGEST_CLOSER = 40
 MOST_FALSE_ENDS = 32
 """Closing tags within a call that is collected, each of which it is looked at for anew."""
 
+MOST_LOOKED_AT = 4 * MOST_HELD
+"""Characters, each time that one is looked at counted, in which no call was found where a tag or an
+end of one was; after them the answer is all text. Many tags before much text took minutes."""
+
 _CLOSER = re.compile(
     rf"</\s{{0,4}}(?:{_WORDS}|tool)\s{{0,4}}>|\[\s{{0,4}}/\s{{0,4}}TOOL_CALL\s{{0,4}}\]",
     re.IGNORECASE,
@@ -82,6 +86,7 @@ class ToolText:
         "_fenced",
         "_in_code",
         "_is_in_question",
+        "_looked_at",
         "_most",
         "_name",
         "_new_id",
@@ -101,6 +106,8 @@ class ToolText:
         self._out: Pieces = []
         self._calls = 0
         self._false_tags = 0
+        self._looked_at = 0
+        """Characters in which no call was found."""
         self._state = "text"
         """text, call (collected), arguments (given out), after (behind a call), over."""
         self._buffer = ""
@@ -185,7 +192,7 @@ class ToolText:
 
     def _in_text(self, text: str, out: Pieces) -> str:
         text, self._buffer = self._buffer + text, ""
-        if self._false_tags >= MOST_FALSE_TAGS:
+        if self._false_tags >= MOST_FALSE_TAGS or self._looked_at >= MOST_LOOKED_AT:
             self._give(text, out)
             return ""
         at = 0
@@ -276,7 +283,8 @@ class ToolText:
                 self._arguments = ParameterText(tool)
                 return function[2]
         for closer in _CLOSER.finditer(self._body, self._scanned):
-            if closer.start() > MOST_HELD or self._false_ends >= MOST_FALSE_ENDS:
+            is_enough = self._false_ends >= MOST_FALSE_ENDS or self._looked_at >= MOST_LOOKED_AT
+            if closer.start() > MOST_HELD or is_enough:
                 return self._release(self._inner(), out)
             if self._ends_at(closer):
                 rest = self._body[closer.end() :]
@@ -284,6 +292,7 @@ class ToolText:
                 return self._end_call(out, closer=closer[0], is_cut=False) + rest
             self._scanned = closer.end()
             self._false_ends += 1
+            self._looked_at += closer.start()
         if len(self._body) > MOST_HELD + LONGEST_CLOSER:
             return self._release(self._inner(), out)
         self._scanned = max(self._scanned, len(self._body) - LONGEST_CLOSER)
@@ -321,6 +330,7 @@ class ToolText:
         """Give the calls of the body out; return what of it is text after all."""
         calls = read_calls(self._body, self._toolbox, named=self._name, is_cut=is_cut)
         if calls is None:
+            self._looked_at += len(self._body)
             return self._release(self._inner() + closer, out)
         for call in calls:
             self._give_call(call, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 
 from qwen_asgi.chat import Event, ReasoningDelta, TextDelta, ToolCallDelta, fold
 from qwen_asgi.errors import UpstreamError, UpstreamInvalidResponse, UpstreamTruncated
-from qwen_asgi.tool_text.parser import MOST_FALSE_TAGS, MOST_HELD, Pieces, ToolText
+from qwen_asgi.tool_text.parser import (
+    MOST_FALSE_ENDS,
+    MOST_FALSE_TAGS,
+    MOST_HELD,
+    Pieces,
+    ToolText,
+)
 from qwen_asgi.tool_text.tools import read_tools
 from qwen_asgi.upstreams._think_tags import ThinkTags
 from tests.wire import FOLDER, SPLITS, Sample, at, pieces, samples
@@ -293,6 +300,24 @@ def test_what_is_held_is_bounded_and_many_tags_are_text() -> None:
     assert text_of(parse(long, 5000)) == long
     many = '<tool_call>{"x' * (MOST_FALSE_TAGS * 3)
     assert text_of(parse(many, 100)) == many
+
+
+@pytest.mark.parametrize("end", ["", "</tool_call>" * MOST_FALSE_ENDS])
+@pytest.mark.parametrize("opener", ['<tool_call>{"a": true, ', '<tool_call>{"a": "'])
+def test_many_tags_before_much_text_hold_nobody_up(opener: str, end: str) -> None:
+    """Each tag had all that is behind it looked at anew: 9 seconds, or with many ends, minutes."""
+    tags = opener * MOST_FALSE_TAGS
+    long = tags + '"x": true, ' * ((MOST_HELD - len(tags) - len(end)) // 11) + end
+    begun = time.process_time()
+    assert text_of(parse(long)) == long
+    assert time.process_time() - begun < 4
+
+
+def test_much_that_is_no_call_makes_the_rest_of_an_answer_text() -> None:
+    opener = '<tool_call>{"a": true, '
+    many = opener * 8 + '"x": true, ' * 20_000
+    assert text_of(parse(f"{many}</tool_call>{CALL}")) == f"{many}</tool_call>{CALL}"
+    assert calls_of(parse(f"{opener}</tool_call>{CALL}")) == [PARIS]
 
 
 # Fuzz: any split gives the same; text is kept; what is called can be called.
