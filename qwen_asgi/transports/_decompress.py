@@ -26,9 +26,11 @@ class Decompressor:
         self._unpacker = zlib.decompressobj(window)
         self._packed = b""
         self._begun = False
+        self._is_over = False
+        """Whether something came behind the packed data that is none of it."""
 
     def feed(self, data: bytes) -> None:
-        if not data:
+        if not data or self._is_over:
             return
         is_deflate = self._window == zlib.MAX_WBITS
         if is_deflate and not self._begun and data[0] & 0x0F != 8:
@@ -53,11 +55,13 @@ class Decompressor:
         return b""
 
     def _begin_next(self) -> bool:
-        """Go on with another member of a gzip file; what is none is not of the body and dropped."""
+        """Go on with another member of a gzip file; what is none is not of the body, and is
+        dropped with all behind it."""
         if self._window == zlib.MAX_WBITS or not self._packed.startswith(
             _GZIP[: len(self._packed)]
         ):
             self._packed = b""
+            self._is_over = True
             return False
         if len(self._packed) < len(_GZIP):
             return False

@@ -41,6 +41,15 @@ def test_any_cut_gives_the_same_bytes(body: bytes, encoding: str, data: st.DataO
     assert not decompressor.is_cut
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_comes_behind_the_end_is_dropped_however_it_arrives(encoding: str) -> None:
+    packed = zlib.compress(TEXT) if encoding == "deflate" else gzip.compress(TEXT)
+    for more in b"dat", b"\x1fx":
+        assert unpack(Decompressor(encoding), packed + more + packed) == TEXT
+        assert unpack(Decompressor(encoding), packed, more, packed) == TEXT
+        assert unpack(Decompressor(encoding), packed, more[:1], more[1:] + packed) == TEXT
+
+
 def test_a_cut_anywhere_is_not_taken_for_the_end() -> None:
     packed = gzip.compress(TEXT)
     for cut in range(1, len(packed)):
