@@ -8,6 +8,15 @@ import time
 from collections.abc import Callable
 
 from tests.hardening import churn, fault_matrix, fuzz, mutations, restart, schemathesis_run, soak
+from tests.hardening import (
+    churn,
+    fault_matrix,
+    fuzz,
+    long_inputs,
+    mutations,
+    restart,
+    schemathesis_run,
+)
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
@@ -17,6 +26,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
     "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=1_000_000, seconds=270),
+    "inputs made long": lambda t: long_inputs.run(t, inputs=500),
     "requests made up by schemathesis": lambda t: schemathesis_run.run(
         t, examples=500, dialects=4, seconds=1800
     ),
@@ -30,6 +40,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=3000),
     "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=5_000, seconds=1, seed=1),
+    "inputs made long": lambda t: long_inputs.run(t, inputs=10),
     "requests made up by schemathesis": lambda t: schemathesis_run.run(
         t, examples=5, dialects=1, seconds=50
     ),
