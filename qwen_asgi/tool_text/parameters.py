@@ -23,6 +23,9 @@ from qwen_asgi.tool_text.tools import Tool
 MOST_HELD = 256 * 1024
 """Characters of a value, or behind what may be its end, that are held back."""
 
+MOST_AT_ONCE = 4 * 1024
+"""Characters that are taken at a time: each step looks through all that is held."""
+
 _VALUE_END = re.compile(r"\n?</\s{0,4}parameter\s{0,4}>|\n?(?=<\s{0,4}parameter\b[^<>]*>)", re.I)
 _FUNCTION_END = re.compile(r"\n?</\s{0,4}(?:function|invoke)\s{0,4}>", re.I)
 _TAG_SO_FAR = re.compile(r"<[^<>]{0,300}\Z")
@@ -52,14 +55,18 @@ class ParameterText:
 
     def feed(self, text: str) -> str:
         """Return what of `text` is certain. Raises NotJSON for what is too long to be held."""
-        self._held += text
         out: list[str] = []
-        while not self.complete and self._step(out):
-            pass
-        if len(self._held) + len(self._value) > MOST_HELD:
-            failure = NotJSON()
-            failure.certain = "".join(out)
-            raise failure
+        for start in range(0, len(text), MOST_AT_ONCE):
+            self._held += text[start : start + MOST_AT_ONCE]
+            while not self.complete and self._step(out):
+                pass
+            if self.complete:
+                self.rest += text[start + MOST_AT_ONCE :]
+                break
+            if len(self._held) + len(self._value) > MOST_HELD:
+                failure = NotJSON()
+                failure.certain = "".join(out)
+                raise failure
         return "".join(out)
 
     def close(self) -> str | None:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.hardening import churn, fault_matrix, fuzz, mutations, restart, schemathesis_run, soak
 from tests.hardening import (
     churn,
     fault_matrix,
@@ -16,6 +15,7 @@ from tests.hardening import (
     mutations,
     restart,
     schemathesis_run,
+    soak,
 )
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
@@ -25,7 +25,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
     "mutated requests": lambda t: mutations.run_requests(t, inputs=1_000_000),
-    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=1_000_000, seconds=270),
+    "fuzzed, guided by coverage": lambda t: fuzz.run(t, inputs=1_000_000, seconds=900),
     "inputs made long": lambda t: long_inputs.run(t, inputs=500),
     "requests made up by schemathesis": lambda t: schemathesis_run.run(
         t, examples=500, dialects=4, seconds=1800

@@ -313,6 +313,17 @@ def test_many_tags_before_much_text_hold_nobody_up(opener: str, end: str) -> Non
     assert time.process_time() - begun < 4
 
 
+def test_many_parameters_at_once_hold_nobody_up() -> None:
+    """Each had all that is behind it looked through: a whole answer comes in one piece."""
+    many = "".join(f"<parameter=p{n}>\n1\n</parameter>\n" for n in range(12_000))
+    begun = time.process_time()
+    [(name, arguments)] = calls_of(
+        parse(f"<tool_call>\n<function=get_weather>\n{many}</function>x")
+    )
+    assert time.process_time() - begun < 4
+    assert (name, len(arguments)) == ("get_weather", 12_000)
+
+
 def test_much_that_is_no_call_makes_the_rest_of_an_answer_text() -> None:
     opener = '<tool_call>{"a": true, '
     many = opener * 8 + '"x": true, ' * 20_000
