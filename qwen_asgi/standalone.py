@@ -32,6 +32,7 @@ from starlette.types import ASGIApp
 
 from qwen_asgi.app import Gateway
 from qwen_asgi.authentication import anonymous
+from qwen_asgi.bounded_http import BoundedHTTP
 from qwen_asgi.check import check
 from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output, spare_log_records
 from qwen_asgi.log_file import BACKUPS, MAX_BYTES, SharedRotatingFileHandler
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         host=options.host,
         port=options.port,
         workers=options.workers,
+        http=BoundedHTTP,
         log_config=None,
         access_log=False,
         # A client that does not read what it is sent holds up nobody's end.
@@ -306,7 +308,11 @@ def run_demo(host: str, port: int) -> None:
         # uvicorn's own log stays off, as `serve` has left it. An answer that was told to stall does
         # not hold the end up.
         config = uvicorn.Config(
-            build(settings), log_config=None, access_log=False, timeout_graceful_shutdown=1
+            build(settings),
+            http=BoundedHTTP,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
         )
         with _listener(host, port) as listener, suppress(KeyboardInterrupt):
             # Said when the port is ours, so that nobody asks another program.

@@ -102,6 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "qwen_asgi.disconnect": set(),
     "qwen_asgi.begun": set(),
+    "qwen_asgi.bounded_http": {"qwen_asgi.apis.openai_chat", "qwen_asgi.errors"},
     "qwen_asgi.cutoff": set(),
     "qwen_asgi.shutdown": {"qwen_asgi.cutoff", "qwen_asgi.errors"},
     "qwen_asgi.exchange": {*MIDDLE, "qwen_asgi.request_log"},
@@ -145,6 +146,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "qwen_asgi.standalone": {
         "qwen_asgi.app",
+        "qwen_asgi.bounded_http",
         "qwen_asgi.check",
         "qwen_asgi.authentication",
         "qwen_asgi.log_batch",
@@ -196,7 +198,7 @@ OUTSIDE: dict[str, set[str]] = {
     "httptools": set(within("qwen_asgi.transports")),
     "jsonschema": {"qwen_asgi.layers.json_answer"},
     "requests": set(),
-    "uvicorn": {"qwen_asgi.standalone", "qwen_asgi.testing.server"},
+    "uvicorn": {"qwen_asgi.bounded_http", "qwen_asgi.standalone", "qwen_asgi.testing.server"},
     "starlette": {
         "qwen_asgi.app",
         "qwen_asgi.authentication",
