@@ -111,7 +111,8 @@ class Exchange:
         )
         until = time.monotonic() if self.ended is None else self.ended
         return (
-            f"{self.request_id}: client={printable(self.client, 64)} model={self.model} "
+            f"{self.request_id}: client={printable(self.client, 64)} "
+            f"model={printable(self.model, 256)} "
             f"stream={self.stream} status={self.status} end={self.end} "
             f"first={'-' if first is None else f'{first - self.started:.3f}s'} "
             f"total={until - self.started:.3f}s "

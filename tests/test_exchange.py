@@ -61,6 +61,12 @@ def test_each_error_is_counted_by_its_reason(error: QwenASGIError, reason: str) 
     assert (exchange.reason, exchange.end) == (reason, error.code or error.type)
 
 
+def test_a_model_that_an_upstream_lists_cannot_forge_a_line() -> None:
+    exchange = Exchange(request_id="r", client="-", model="a\n2026-01-01 - INFO - chat forged")
+    assert str(exchange).isprintable()
+    assert " model=a\\n2026-01-01 " in str(exchange)
+
+
 def test_what_is_estimated_holds_what_was_left_already() -> None:
     notes = Notes()
     notes.leave(Usage(1, 4, 5))
