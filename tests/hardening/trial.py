@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen_asgi import Gateway
 from qwen_asgi.testing import SimulatedQwen, serve
@@ -49,9 +49,15 @@ def table(trials: list[Trial]) -> str:
 class Served:
     """A gateway on a real socket, whose event loop can be looked into."""
 
-    def __init__(self, gateway: Gateway, client: httpx.AsyncClient | None = None) -> None:
-        """`client` is what the gateway was given, and does not close."""
+    def __init__(
+        self,
+        gateway: Gateway,
+        client: httpx.AsyncClient | None = None,
+        app: ASGIApp | None = None,
+    ) -> None:
+        """`client` is what the gateway was given, and does not close; `app` is a host around it."""
         self.gateway = gateway
+        self._app = app or gateway
         self.url = ""
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,7 +70,7 @@ class Served:
                 await self._client.aclose()
             await send(message)
 
-        await self.gateway(scope, receive, close_first)
+        await self._app(scope, receive, close_first)
 
     def tasks(self) -> int:
         """How many tasks there are in its loop."""
@@ -78,11 +84,16 @@ class Served:
 
 
 @contextmanager
-def served(gateway: Gateway, client: httpx.AsyncClient | None = None) -> Iterator[Served]:
-    app = Served(gateway, client)
-    with serve(app) as url:
-        app.url = url
-        yield app
+def served(
+    gateway: Gateway,
+    client: httpx.AsyncClient | None = None,
+    app: ASGIApp | None = None,
+    **uvicorn_options: Any,
+) -> Iterator[Served]:
+    it = Served(gateway, client, app)
+    with serve(it, **uvicorn_options) as url:
+        it.url = url
+        yield it
 
 
 def check_that_nothing_is_left(
