@@ -23,12 +23,14 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream, a stream cut at every byte": fault_matrix.run,
 from tests.hardening import churn, client_faults, fault_matrix, mutations, restart
 from tests.hardening import churn, client_faults, fault_matrix, loop_lag, mutations, restart
+from tests.hardening import canary, churn, client_faults, fault_matrix, loop_lag, mutations, restart
 from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream, a stream cut at every byte": lambda t: fault_matrix.run(t, step=1),
     "faults of the client": client_faults.run,
     "bodies that hold up the others": loop_lag.run,
+    "secrets that are looked for": canary.run,
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=100_000),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1_000_000),
@@ -46,6 +48,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream": lambda t: fault_matrix.run(t, step=1009),
     "faults of the client": lambda t: client_faults.run(t, is_short=True),
     "bodies that hold up the others": lambda t: loop_lag.run(t, is_short=True),
+    "secrets that are looked for": lambda t: canary.run(t, is_short=True),
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=600),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),
     "mutated answers": lambda t: mutations.run_decoders(t, inputs=1500),
