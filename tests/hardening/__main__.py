@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 
 from tests.hardening import (
+    canary,
     churn,
+    client_faults,
     fault_matrix,
     fuzz,
     long_inputs,
+    loop_lag,
     mutations,
     restart,
     schemathesis_run,
@@ -21,13 +24,6 @@ from tests.hardening.trial import MOST_SHOWN, Trial, table
 
 FULL: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream, a stream cut at every byte": fault_matrix.run,
-from tests.hardening import churn, client_faults, fault_matrix, mutations, restart
-from tests.hardening import churn, client_faults, fault_matrix, loop_lag, mutations, restart
-from tests.hardening import canary, churn, client_faults, fault_matrix, loop_lag, mutations, restart
-from tests.hardening.trial import MOST_SHOWN, Trial, table
-
-FULL: dict[str, Callable[[Trial], None]] = {
-    "faults of the upstream, a stream cut at every byte": lambda t: fault_matrix.run(t, step=1),
     "faults of the client": client_faults.run,
     "bodies that hold up the others": loop_lag.run,
     "secrets that are looked for": canary.run,
@@ -45,7 +41,6 @@ FULL: dict[str, Callable[[Trial], None]] = {
 }
 SHORT: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream": lambda t: fault_matrix.run(t, step=1009, share=7),
-    "faults of the upstream": lambda t: fault_matrix.run(t, step=1009),
     "faults of the client": lambda t: client_faults.run(t, is_short=True),
     "bodies that hold up the others": lambda t: loop_lag.run(t, is_short=True),
     "secrets that are looked for": lambda t: canary.run(t, is_short=True),

@@ -18,7 +18,6 @@ import httpx
 from qwen_asgi import Gateway, Settings
 from qwen_asgi.testing import Fault, SimulatedQwen, serve
 from tests.conftest import CHAT, DIALECTS, MODEL, ask, connect, http_bytes
-from tests.hardening.fault_matrix import faults
 from tests.hardening.raw_requests import FIRST_LINES, HEADERS
 from tests.hardening.trial import Trial, served, upstream_settings
 from tests.programs import QWEN_ASGI, running
@@ -127,6 +126,28 @@ def _chats() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "wrong message", ask(messages=[{"role": PROMPT, "content": PROMPT}])
 
 
+def _faults() -> Iterator[tuple[str, Fault]]:
+    """Yield those in which an upstream says something that an error or the log may repeat."""
+    for status in (301, 307, 400, 401, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504):
+        elsewhere = {"location": "http://127.0.0.1:9/"}
+        yield f"{status} without a body", Fault.status(status, headers=elsewhere)
+        yield f"{status} with text", Fault.status(status, b"no", "text/plain", elsewhere)
+        yield f"{status} with JSON", Fault.status(status, b'{"error":{"message":"no"}}')
+    for status in 200, 403, 405, 503:
+        yield f"block page {status}", Fault.block_page(status)
+    yield "human check", Fault.human_check()
+    yield "garbage", Fault.garbage()
+    yield "empty", Fault.empty()
+    for code in "RateLimited", "Internal_Server_Error", "Not_Found", "x":
+        yield f"failure {code}", Fault.failure(code, "no")
+        for index in range(3):
+            yield f"error frame {index} {code}", Fault.error_frame(index, code, "no")
+    for frames in None, 0, 1:
+        yield f"stall after {frames}", Fault.stall(frames)
+    for size in range(0, 1000, 97):
+        yield f"cut at byte {size}", Fault.truncate(size)
+
+
 def _over(trial: Trial, dialect: str, lane: str, level: str, *, each: int) -> None:
     qwen = SimulatedQwen(api_key=UPSTREAM_SECRET, reply=ANSWER)
     client = httpx.AsyncClient(trust_env=False) if lane == "httpx" else None
@@ -134,7 +155,7 @@ def _over(trial: Trial, dialect: str, lane: str, level: str, *, each: int) -> No
         settings = _settings(dialect, up)
         gateway = Gateway(settings, http_client=client)
         with served(gateway, client) as app, httpx.Client(trust_env=False, timeout=30) as http:
-            upstream_faults = [*list(faults(1009))[::each], *_echoes()]
+            upstream_faults = [*list(_faults())[::each], *_echoes()]
             for name, fault in [("none", None), *upstream_faults]:
                 for chat, body in _chats() if fault is None else list(_chats())[:3:2]:
                     if fault is not None:
