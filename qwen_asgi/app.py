@@ -7,6 +7,7 @@ under the relay is a dialect and a transport, put together in `wiring` and `upst
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 from collections import Counter
@@ -25,6 +26,7 @@ from qwen_asgi.authentication import (
     ANYBODY,
     Authenticate,
     ClientKeys,
+    NoForeignPages,
     Principal,
     anonymous,
     identify,
@@ -178,12 +180,14 @@ class Gateway:
         ValueError where they contradict what the gateway was given, and changes nothing then.
         """
         authenticate = _who_is_let_in(settings, self._given_authenticate)
-        if self._authenticate not in OPEN and authenticate in OPEN:
+        if not _is_open(self._authenticate) and _is_open(authenticate):
             logger.warning("the settings read anew have no client_keys: everybody is let in now")
-        old, self._wired = self._wired, self._wire(settings, self._wired)
+        wired = self._wire(settings, self._wired)
+        # From here on nothing fails.
+        _admit_as_set(self._admission, settings)
+        old, self._wired = self._wired, wired
         self._authenticate = authenticate
         self._api = _api(settings)
-        _admit_as_set(self._admission, settings)
         self._retired = [wired for wired in self._retired if not wired.is_closed] + [old]
         old.retire()
 
@@ -332,7 +336,7 @@ class Gateway:
         self, wired: Wired, call: _Call, exchange: Exchange, work: Work, place: Place
     ) -> None:
         settings = wired.settings
-        _check_content_type(call.headers.get(b"content-type"))
+        _check_content_type(call.headers)
         reading = read_body(call.receive, settings.max_body, settings.body_timeout)
         body = await guarded(reading, work)
         if settings.log_bodies:
@@ -460,6 +464,10 @@ OPEN = (anonymous, _everybody)
 """Those that need not be asked: each says that it is anybody."""
 
 
+def _is_open(authenticate: Authenticate) -> bool:
+    return authenticate in OPEN or isinstance(authenticate, NoForeignPages)
+
+
 def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Authenticate:
     if authenticate is not None and settings.client_keys:
         raise ValueError("give either authenticate or client_keys: each decides who is let in")
@@ -470,10 +478,16 @@ def _who_is_let_in(settings: Settings, authenticate: Authenticate | None) -> Aut
     return _everybody
 
 
-def _check_content_type(given: bytes | None) -> None:
-    """A page of any origin may have a browser send text, but JSON only with the host's consent."""
-    if given is None or given == b"application/json":
+def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
+    """A page of any origin may have a browser send text, or bytes without a type, but JSON only
+    with the host's consent."""
+    given = headers.get(b"content-type")
+    if given == b"application/json":
         return
+    if given is None:
+        if b"origin" not in headers and b"sec-fetch-site" not in headers:
+            return
+        given = b"nothing"
     kind = str(given, "latin-1").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(
@@ -501,7 +515,21 @@ def _client_of(call: _Call) -> str:
     if call.principal is not ANYBODY:
         return call.principal.name
     address = call.scope.get("client")
-    return str(address[0]) if address else ANYBODY.name
+    if not address:
+        return ANYBODY.name
+    host = str(address[0])
+    # Whoever has one address of IPv6 has 2^64 of them.
+    return host if ":" not in host else _network_of(host)
+
+
+def _network_of(host: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _api(settings: Settings) -> OpenAIChat:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from qwen_asgi.errors import AuthenticationFailed
+from qwen_asgi.errors import AuthenticationFailed, PermissionDenied
+from qwen_asgi.request_log import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,37 @@ async def anonymous(request: Request) -> Principal:
 
 
 ANYBODY = Principal("-")
+
+
+class NoForeignPages:
+    """Lets everybody in but web pages that are neither this machine's nor of these origins.
+
+    For a program that is open to whoever reaches it: a browser reaches it for any page that is open
+    in it, also under a name of the page's own.
+    """
+
+    def __init__(self, origins: Sequence[str] = ()) -> None:
+        self._origins = frozenset(origins)
+
+    async def __call__(self, request: Request) -> Principal:
+        origin = request.headers.get("origin")
+        if origin is not None and not self._is_known(origin):
+            raise PermissionDenied(
+                f"a web page of {printable(origin, 200)} may not ask here: name it in "
+                "QWEN_CORS_ORIGINS, or give those who may ask keys (QWEN_CLIENT_KEYS)"
+            )
+        return ANYBODY
+
+    def _is_known(self, origin: str) -> bool:
+        if "*" in self._origins or origin in self._origins:
+            return True
+        try:
+            return urlsplit(origin).hostname in THIS_MACHINE
+        except ValueError:
+            return False
+
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 class ClientKeys:

@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
-from typing import TextIO
+from typing import TextIO, cast
 
 try:
     import fcntl
@@ -39,7 +40,7 @@ class SharedRotatingFileHandler(RotatingFileHandler):
         self._lock_file: TextIO | None = None
         if fcntl is not None and self._is_a_file():
             try:
-                self._lock_file = open(f"{self.baseFilename}.lock", "a")  # noqa: SIM115
+                self._lock_file = open(f"{self.baseFilename}.lock", "a", opener=_own)  # noqa: SIM115
             except OSError:
                 self.close()
                 raise
@@ -81,6 +82,12 @@ class SharedRotatingFileHandler(RotatingFileHandler):
         self.stream.write(text)
         self.flush()
 
+    def _open(self) -> TextIOWrapper:
+        file = open(  # noqa: SIM115
+            self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=_own
+        )
+        return cast(TextIOWrapper, file)
+
     def close(self) -> None:
         super().close()
         if self._lock_file is not None:
@@ -120,3 +127,8 @@ class SharedRotatingFileHandler(RotatingFileHandler):
             yield
         finally:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN)
+
+
+def _own(path: str, flags: int) -> int:
+    """Open a file that its owner alone may read: the words of users stand in it."""
+    return os.open(path, flags, 0o600)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 LONGEST = 8192
 """Characters of a body that are shown."""
 
-_DATA_URL = re.compile(r"(data:[\w/+.;=-]{1,100},)[A-Za-z0-9+/=%_-]{64,}")
+_DATA_URL = re.compile(
+    r"(data:[\w/+.;=\\-]{1,100},)(?=[\w+/=%\\-]{32})((?:[A-Za-z0-9+/=%_-]++|\\/)++)"
+)
+"""Some writers of JSON put a backslash before each slash."""
+
+_BASE64 = re.compile(r"([A-Za-z0-9+/_-]{16})((?:[A-Za-z0-9+/_-]++|\\/)++=*)")
+"""A file's bytes without a label, if it is long."""
 
 
 def printable(text: bytes | str, longest: int = LONGEST) -> str:
@@ -16,12 +23,17 @@ def printable(text: bytes | str, longest: int = LONGEST) -> str:
     if isinstance(text, bytes):
         # A picture may stand in the way of what matters, so more is read than shown.
         text = text[: 64 * longest].decode("utf-8", "backslashreplace")
-    text = _DATA_URL.sub(r"\1…", text)
+    text = _DATA_URL.sub(partial(_shortened, 64), text)
+    text = _BASE64.sub(partial(_shortened, 256), text)
     if len(text) > longest:
         text = f"{text[:longest]}… ({length} in all)"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _shortened(least: int, found: re.Match[str]) -> str:
+    return f"{found[1]}…" if len(found[2]) >= least else found[0]
 
 
 class Printable:

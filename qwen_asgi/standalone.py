@@ -31,7 +31,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from qwen_asgi.app import Gateway
-from qwen_asgi.authentication import anonymous
+from qwen_asgi.authentication import Authenticate, NoForeignPages
 from qwen_asgi.bounded_http import BoundedHTTP
 from qwen_asgi.check import check
 from qwen_asgi.log_batch import BatchHandler, Console, Formatter, Output, spare_log_records
@@ -118,8 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         access_log=False,
         # A client that does not read what it is sent holds up nobody's end.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + UNREAD_SECONDS,
-        # Nobody here asks who the client was, nor what serves it.
-        proxy_headers=False,
+        # A client's address is what limits and the log tell clients apart by.
+        proxy_headers=options.trusted_proxies is not None,
+        forwarded_allow_ips=options.trusted_proxies,
         server_header=False,
     )
 
@@ -135,7 +136,7 @@ class _Program(Gateway):
 
     def reload(self, settings: Settings) -> None:
         # Nobody is asked who it is: said when the program began, or by this very call.
-        self._given_authenticate = None if settings.client_keys else anonymous
+        self._given_authenticate = _authenticate(settings)
         super().reload(settings)
 
     def _read_anew(self) -> None:
@@ -153,6 +154,10 @@ class _Program(Gateway):
         for handler in logging.getLogger("qwen_asgi").handlers:
             if isinstance(handler, BatchHandler):
                 handler.write_through()
+
+
+def _authenticate(settings: Settings) -> Authenticate | None:
+    return None if settings.client_keys else NoForeignPages(settings.cors_origins)
 
 
 def read_settings() -> Settings:
@@ -253,7 +258,7 @@ def spare_collector() -> None:
 def build(settings: Settings) -> ASGIApp:
     """Return the gateway, with the headers that browsers ask for if origins are set."""
     # That it is open was said before this, in words that fit a program of its own.
-    gateway = _Program(settings, authenticate=None if settings.client_keys else anonymous)
+    gateway = _Program(settings, authenticate=_authenticate(settings))
     if not settings.cors_origins:
         return gateway
     return CORSMiddleware(
@@ -374,6 +379,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers", type=_workers, default=1, help="processes to run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trusted-proxies",
+        metavar="ADDRESSES",
+        help="proxies, with commas between them, whose X-Forwarded-For tells a client's address "
+        "(default: none)",
     )
     return parser
 

@@ -80,4 +80,6 @@ class Turns:
         self.here().total_tokens = self._most
 
     def _there(self) -> list[tuple[asyncio.AbstractEventLoop, anyio.CapacityLimiter]]:
-        return list(self._limiters.items())
+        # Another thread's loop may come in meanwhile, which a walk over the pairs does not survive.
+        loops = [loop for ref in self._limiters.keyrefs() if (loop := ref()) is not None]
+        return [(loop, self._limiters[loop]) for loop in loops]

@@ -448,3 +448,24 @@ def test_a_client_that_waits_to_be_asked_for_a_long_body_need_not_send_it(server
         response = exchange(connection, data)
         assert response.status == 413
         checked_error(json.loads(response.read()))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "https://evil.example"}, 415),
+        ({"sec-fetch-site": "cross-site"}, 415),
+        ({"origin": "https://evil.example", "content-type": "application/json"}, 200),
+    ],
+)
+def test_a_web_page_must_say_that_its_bytes_are_json(
+    headers: dict[str, str], status: int, server: str
+) -> None:
+    """A browser sends a Blob without a type for any page, and asks nobody before."""
+    request = http_bytes(GOOD.encode(), **{n.replace("-", "_"): v for n, v in headers.items()})
+    if "content-type" not in headers:
+        request = request.replace(b"content-type: application/json\r\n", b"")
+    with connect(server) as client:
+        client.sendall(request)
+        assert client.recv(65536).startswith(b"HTTP/1.1 %d " % status)

@@ -87,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.upstreams": PURE | {"qwen_asgi.background", "qwen_asgi.transports"},
     "qwen_asgi.transports": {"qwen_asgi.errors"},
     # HTTP, and one chat's journey.
-    "qwen_asgi.authentication": {"qwen_asgi.errors"},
+    "qwen_asgi.authentication": {"qwen_asgi.errors", "qwen_asgi.request_log"},
     "qwen_asgi.model_list": MIDDLE,
     "qwen_asgi.catalog": {*MIDDLE, "qwen_asgi.model_list"},
     "qwen_asgi.tool_text": MIDDLE,

@@ -194,3 +194,13 @@ def test_a_device_is_written_without_a_lock_and_never_rotated() -> None:
     device.close()
     assert not os.path.exists("/dev/null.lock")
     assert not os.path.isfile("/dev/null")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_its_owner_alone_may_read_it(tmp_path: Path) -> None:
+    handler = SharedRotatingFileHandler(tmp_path / "log", max_bytes=100, backups=2)
+    handler.write_lines(["x" * 60] * 5)
+    handler.close()
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["log", "log.1", "log.2", "log.lock"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +35,24 @@ def test_a_picture_within_a_body_is_shortened() -> None:
     picture = b"data:image/png;base64," + b"iVBORw0KGgo" * 10_000
     shown = printable(b'{"url": "%b", "after": "%b"}' % (picture, b"data:text/plain,short"))
     assert shown == '{"url": "data:image/png;base64,…", "after": "data:text/plain,short"}'
+
+
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_bytes_of_a_file_are_shortened_however_they_are_written(slash: str) -> None:
+    file = "iVBORw0K/GgoAAAANSUhEUgAA/".replace("/", slash) * 1000
+    url = "data:image/png;base64,".replace("/", slash)
+    assert printable(f'{{"url": "{url}{file}", "a": 1}}') == f'{{"url": "{url}…", "a": 1}}'
+    shown = printable(f'{{"file_data": "{file}==", "a": 1}}')
+    assert re.fullmatch(r'\{"file_data": "[\w\\/]{8,40}…", "a": 1\}', shown)
+    words = "a/path/of_some-length " * 100
+    assert printable(words) == words
+
+
+@pytest.mark.parametrize("part", ["A" * 15 + " ", "data:x,", "A" * 250 + " ", "A\\/", "data:" * 20])
+def test_no_text_takes_long(part: str) -> None:
+    begun = time.process_time()
+    printable(part * (600_000 // len(part)))
+    assert time.process_time() - begun < 1
 
 
 def test_what_is_long_is_cut_and_says_how_long_it_is() -> None:

@@ -4,6 +4,7 @@ out: no key, no prompt of others, no header of the upstream's."""
 from __future__ import annotations
 
 import io
+import json
 import logging
 import traceback
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from qwen_asgi import Gateway, QwenASGIError, Settings
+from qwen_asgi import Gateway, QwenASGIError, Settings, anonymous
+from qwen_asgi.apis.openai_chat import OpenAIChat
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen
-from tests.conftest import CHAT, GatewayURL, ScriptedTransport, ask, frame
+from tests.conftest import CHAT, DIALECTS, MODEL, GatewayURL, ScriptedTransport, ask, frame
 
 UPSTREAM_SECRET = "sk-canary-upstream-7"
 CLIENT_SECRET = "sk-canary-client-8"
@@ -154,6 +156,35 @@ async def test_the_errors_themselves_and_all_they_come_from_hold_none(qwen_url: 
             chain = chain.__cause__
         assert not found_in(told)
         await transport.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("lane", ["direct", "httpx"])
+async def test_a_report_that_shows_the_locals_of_all_frames_shows_none(
+    dialect: str, lane: str
+) -> None:
+    """Of our own frames: what httpx keeps in its own is not ours to hide."""
+    client = httpx.AsyncClient(trust_env=False) if lane == "httpx" else None
+    settings = Settings(
+        upstream=dialect,
+        base_url="http://127.0.0.1:9",
+        api_key=UPSTREAM_SECRET,
+        headers={"x-extra": HEADER_SECRET},
+        models=(MODEL,),
+    )
+    gateway = Gateway(settings, http_client=client, authenticate=anonymous)
+    upstream = gateway._wired.catalog.certain(MODEL)
+    assert upstream is not None
+    with pytest.raises(QwenASGIError) as caught:
+        await upstream(OpenAIChat().read(json.dumps(ask()).encode())).__aenter__()
+    report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    shown = [frame for frame in report.stack if "qwen_asgi" in frame.filename]
+    assert len(shown) > 2
+    assert not found_in(*(f"{frame.name} {frame.locals}" for frame in shown))
+    await gateway.aclose()
+    if client is not None:
+        await client.aclose()
 
 
 def test_nothing_that_is_shown_of_settings_and_gateway_holds_one() -> None:

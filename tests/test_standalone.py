@@ -11,12 +11,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from qwen_asgi import Settings, standalone
 from qwen_asgi.log_file import BACKUPS, MAX_BYTES
+from qwen_asgi.settings import SEED_MODELS
 from qwen_asgi.testing import SIMULATIONS, Fault, SimulatedQwen, serve
 from tests.conftest import CHAT, answer_of, ask, error_of, eventually, streamed
 from tests.programs import QWEN_ASGI, ROOT, STARTS_WITHIN, UVICORN, Program, run, running
@@ -244,6 +246,73 @@ def test_a_wrong_option_is_refused(
         standalone.main(arguments)
     assert ended.value.code == 2
     assert names in capsys.readouterr().err
+
+
+# Who is let in.
+
+
+@pytest.mark.parametrize(
+    ("origin", "settings", "status"),
+    [
+        (None, {}, 200),
+        ("http://localhost:5173", {}, 200),
+        ("http://127.0.0.1", {}, 200),
+        ("http://[::1]:3000", {}, 200),
+        ("https://evil.example", {}, 403),
+        ("http://localhost.evil.example", {}, 403),
+        ("null", {}, 403),
+        ("http://[", {}, 403),
+        ("https://site.example", {"cors_origins": ("https://site.example",)}, 200),
+        ("https://evil.example", {"cors_origins": ("https://site.example",)}, 403),
+        ("https://evil.example", {"cors_origins": ("*",)}, 200),
+        ("https://evil.example", {"client_keys": ("key",)}, 200),
+    ],
+)
+def test_an_open_program_answers_no_page_of_elsewhere(
+    origin: str | None, settings: dict[str, Any], status: int, qwen_url: str, http: httpx.Client
+) -> None:
+    """A browser reaches it for any page, also under a name of the page's own."""
+    app = standalone.build(Settings(api_key=KEY, base_url=qwen_url, models=SEED_MODELS, **settings))
+    headers = {"authorization": "Bearer key", **({"origin": origin} if origin else {})}
+    with serve(app) as url:
+        response = http.post(url + CHAT, json=ask(), headers=headers)
+        assert response.status_code == status
+        if status == 403:
+            assert "QWEN_CLIENT_KEYS" in error_of(response, 403)["message"]
+        assert http.get(f"{url}/healthz", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("trusted", [None, "127.0.0.1"])
+def test_a_client_s_address_is_told_by_a_proxy_that_is_trusted(
+    trusted: str | None,
+    qwen: SimulatedQwen,
+    qwen_url: str,
+    tmp_path: Path,
+    http: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(qwen, "reply", "abcdefghij" * 10)
+    monkeypatch.setattr(qwen, "pieces", 1)
+    monkeypatch.setattr(qwen, "pace", 0.05)
+    options = ["--trusted-proxies", trusted] if trusted else []
+    with running(
+        [*QWEN_ASGI, "--port", "0", *options],
+        tmp_path,
+        QWEN_API_KEY=KEY,
+        QWEN_BASE_URL=qwen_url,
+        QWEN_MAX_REQUESTS_OF_CLIENT="1",
+    ) as program:
+        url, one = program.url + CHAT, {"x-forwarded-for": "192.0.2.1"}
+        with http.stream("POST", url, json=ask(stream=True), headers=one) as response:
+            assert response.status_code == 200
+            body = response.iter_raw()
+            next(body)
+            monkeypatch.setattr(qwen, "pace", 0.0)
+            statuses = [
+                http.post(url, json=ask(), headers={"x-forwarded-for": address}).status_code
+                for address in ("192.0.2.1", "192.0.2.2")
+            ]
+    assert statuses == ([429, 200] if trusted else [429, 429])
 
 
 # The log file.

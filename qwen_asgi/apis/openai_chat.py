@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails, to_json
 from typing_extensions import TypedDict
 
 from qwen_asgi import sse
+from qwen_asgi.apis.body_bounds import check_bounds
 from qwen_asgi.apis.legacy_functions import call_piece, only_call, with_tool_turns, with_tools
 from qwen_asgi.chat import (
     Answer,
@@ -41,7 +42,7 @@ from qwen_asgi.chat import (
     ToolCallDelta,
     Usage,
 )
-from qwen_asgi.errors import InvalidRequest, QwenASGIError, RequestTooLarge
+from qwen_asgi.errors import InvalidRequest, QwenASGIError
 from qwen_asgi.ids import IdSource
 
 DONE = sse.encode(b"[DONE]")
@@ -178,24 +179,6 @@ _READ_HERE = {
 
 _OF_MESSAGES = {"role", "content"}
 
-LONG_BODY = 256 * 1024
-"""Bytes from which on it is counted what a body holds: of less it cannot be too much."""
-
-MOST_VALUES = 200_000
-"""Values that a body may hold, in all its lists and objects. While a body is parsed nobody else in
-the process is served, in whatever thread that is: Python's lock is held. So many take a tenth of a
-second at most; 31 MiB of empty lists took 4.8."""
-
-
-def _check_number(body: bytes) -> None:
-    """Raise RequestTooLarge for a body of very many values; those within texts count too."""
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES:
-        raise RequestTooLarge(
-            f"the request's body holds more than {MOST_VALUES} values, or commas and brackets; "
-            "send less",
-            code="too_many_values",
-        )
-
 
 def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields that a chat may have, as a client's are read. Raises InvalidRequest."""
@@ -222,8 +205,7 @@ class OpenAIChat:
         given; what is not read here is in `options`. Raises InvalidRequest, `param` naming the
         field.
         """
-        if len(body) > LONG_BODY:
-            _check_number(body)
+        check_bounds(body)
         try:
             fields: Any = _BODY.validate_json(body.removeprefix(sse.BOM))
         except ValidationError as exc:

@@ -68,10 +68,13 @@ class _Answers:
     async def begin(self) -> None:
         """Begin to ask. Raises what one of them raises before its answer."""
         loop = asyncio.get_running_loop()
-        names = (f"qwen_asgi choice {index}" for index in range(self._number))
-        self._calls = [
-            loop.create_task(self._ask(index), name=name) for index, name in enumerate(names)
-        ]
+        for index in range(self._number):
+            call = loop.create_task(self._ask(index), name=f"qwen_asgi choice {index}")
+            self._calls.append(call)
+            # A long prompt takes a while to write each time: others are served in between.
+            await asyncio.sleep(0)
+            if self._failure is not None:
+                break
         await self._is_time.wait()
         if self._failure is not None and self._begun < self._number:
             raise self._failure

@@ -11,8 +11,8 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -121,13 +121,19 @@ class _Pools:
                 pool.close()
 
 
-class _Head(NamedTuple):
-    """A request's head as it goes out, but for the length of its body."""
+@dataclass(slots=True, repr=False)
+class _Head:
+    """A request's head as it goes out, but for the length of its body. It holds the credential:
+    what shows a frame's locals, as some reports of errors do, is not to show that."""
 
     origin: Origin
     data: bytes
     headers: Mapping[str, str]
     """What it was rendered from."""
+
+    def start(self, body: bytes) -> bytes:
+        """Return all that goes out before a body."""
+        return b"%b\r\ncontent-length: %d\r\n\r\n" % (self.data, len(body))
 
 
 class _Opening:
@@ -150,13 +156,12 @@ class _Opening:
         self._pool = pool = transport.known_pool(loop, head.origin) or await transport.pool(
             loop, head.origin
         )
-        start = b"%b\r\ncontent-length: %d\r\n\r\n" % (head.data, len(request.body))
         try:
             # Mostly a connection lies ready.
             self._connection = pool.take_idle() or await pool.acquire(until)
-            response = self._connection.begin(start, request.body) or await self._again(
-                start, until
-            )
+            response = self._connection.begin(
+                head.start(request.body), request.body
+            ) or await self._again(head, until)
             await response.begin(until - loop.time())
         except BaseException:
             self._leave()
@@ -171,7 +176,7 @@ class _Opening:
     ) -> None:
         self._leave()
 
-    async def _again(self, start: bytes, until: float) -> DirectResponse:
+    async def _again(self, head: _Head, until: float) -> DirectResponse:
         """Send the request by another connection: this one broke before it took a single byte, and
         what was not sent can be sent again. One that was idle may be so; a new one that is, is the
         upstream's failure.
@@ -180,7 +185,7 @@ class _Opening:
         while self._connection is not None and self._connection.served > 0:
             self._leave()
             self._connection = await self._pool.acquire(until)
-            response = self._connection.begin(start, self._request.body)
+            response = self._connection.begin(head.start(self._request.body), self._request.body)
             if response is not None:
                 return response
         raise UpstreamUnreachable("the connection to the upstream broke at once")

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 
 from qwen_asgi import Gateway, Settings, anonymous
-from qwen_asgi.apis.openai_chat import MOST_MESSAGES, MOST_PARTS, MOST_VALUES
+from qwen_asgi.apis.body_bounds import MOST_VALUES
+from qwen_asgi.apis.openai_chat import MOST_MESSAGES, MOST_PARTS
 from qwen_asgi.http import MOST_HEADER_BYTES, MOST_HEADERS
 from qwen_asgi.testing import SimulatedQwen
 from tests.conftest import CHAT, DIALECTS, MODEL, ask

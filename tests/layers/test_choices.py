@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
 
-from qwen_asgi.chat import Choice, Event, Finish, Fold, Notes, TextDelta, Usage
+from qwen_asgi.chat import (
+    Batches,
+    ChatRequest,
+    Choice,
+    Event,
+    Finish,
+    Fold,
+    Notes,
+    TextDelta,
+    Usage,
+)
 from qwen_asgi.errors import (
     InvalidRequest,
     UpstreamRateLimited,
@@ -166,3 +177,24 @@ async def test_too_many_are_refused() -> None:
         await answer(Choices(upstream), replace(CHAT, options={"n": MOST_CHOICES + 1}))
     assert caught.value.param == "n"
     assert not upstream.asked
+
+
+async def test_others_are_served_between_the_beginnings() -> None:
+    """Each writes all of a long prompt anew, in one step."""
+    passes, seen = 0, []
+
+    async def others() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await asyncio.sleep(0)
+
+    def upstream(request: ChatRequest) -> AbstractAsyncContextManager[Batches]:
+        seen.append(passes)
+        return scripted(request)
+
+    scripted = Scripted(ANSWER)
+    serving = asyncio.create_task(others())
+    await answer(Choices(upstream), replace(CHAT, options={"n": 4}))
+    serving.cancel()
+    assert len(set(seen)) == 4
