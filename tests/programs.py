@@ -94,6 +94,10 @@ class Program:
         return self._output.read_text(encoding="utf-8")
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def port(self) -> int:
         """The port that it says it listens on."""
         found = re.search(r"http://[\w.]+:(\d+)", self.output)

@@ -18,6 +18,7 @@ from tests.hardening import (
     mutations,
     restart,
     schemathesis_run,
+    slow_clients,
     soak,
 )
 from tests.hardening.trial import MOST_SHOWN, Trial, table
@@ -26,6 +27,7 @@ FULL: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream, a stream cut at every byte": fault_matrix.run,
     "faults of the client": client_faults.run,
     "bodies that hold up the others": loop_lag.run,
+    "clients that are slow": lambda t: slow_clients.run(t, clients=400),
     "secrets that are looked for": canary.run,
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=100_000),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=100_000),
@@ -43,6 +45,7 @@ SHORT: dict[str, Callable[[Trial], None]] = {
     "faults of the upstream": lambda t: fault_matrix.run(t, step=1009, share=7),
     "faults of the client": lambda t: client_faults.run(t, is_short=True),
     "bodies that hold up the others": lambda t: loop_lag.run(t, is_short=True),
+    "clients that are slow": lambda t: slow_clients.run(t, clients=60),
     "secrets that are looked for": lambda t: canary.run(t, is_short=True),
     "clients that leave, direct lane": lambda t: churn.run(t, "direct", requests=600),
     "clients that leave, httpx lane": lambda t: churn.run(t, "httpx", requests=400),

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from typing import Any
 from urllib.parse import quote
 
@@ -47,10 +46,9 @@ IDLE_CONNECTIONS = 4
 def _half_a_frame(answer: Answer) -> Answer:
     """Fall silent within the fourth frame."""
     frames = list(answer.frames)
-    cut = (
-        frames[3][: len(frames[3]) // 2] if len(frames) > 3 else frames[-1][: len(frames[-1]) // 2]
-    )
-    return replace(answer, steps=chain(islice(frames, 3), [cut, 3600.0]))
+    whole = frames[: min(3, len(frames) - 1)]
+    cut = frames[len(whole)]
+    return replace(answer, steps=[*whole, cut[: len(cut) // 2], 3600.0])
 
 
 @dataclass(frozen=True)
