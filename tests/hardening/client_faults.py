@@ -95,7 +95,7 @@ def run(trial: Trial, *, is_short: bool = False) -> None:
         for parser in ("httptools",) if is_short else ("httptools", "h11"):
             _leave(trial, dialect, parser)
     for parser in ("httptools",) if is_short else ("httptools", "h11"):
-        _send_raw(trial, RAW[::2] if is_short else RAW, parser)
+        _send_raw(trial, RAW[::4] if is_short else RAW, parser)
         _send_raw(trial, MOUNTED, parser, is_mounted=True)
     _pipeline(trial)
     _close_half(trial)

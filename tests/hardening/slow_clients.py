@@ -24,9 +24,9 @@ MOST_KIB = 4096.0
 """What the gateway may hold for a client that does not read; some 2100 was measured."""
 
 GROWTH = 1.1
-"""How much more it may hold after two seconds more of a flood."""
+"""How much more it may hold after a second more of a flood."""
 
-BODY_TIMEOUT = 2.0
+BODY_TIMEOUT = 1.5
 CHUNK = frame("x" * 8000)
 
 
@@ -95,7 +95,7 @@ def _do_not_read(trial: Trial, program: Program, qwen: SimulatedQwen, clients: i
         qwen.wait_for(lambda qwen: qwen.open == clients, 30)
         held = []
         for _ in range(3):
-            time.sleep(1.0)
+            time.sleep(0.6)
             held.append((_kib(program) - before) / clients)
         took = _healthy_seconds(trial, url)
     trial.check(
@@ -143,5 +143,5 @@ def _hardly_send(trial: Trial, program: Program, clients: int) -> None:
     told = f"beside {clients} that hardly send {max(took) * 1e3:.1f} ms ({before * 1e3:.1f} alone)"
     trial.notes.append(
         f"{told}; uvicorn itself bounds neither a head that drips nor silence before it: "
-        f"{still[0]} connections were open after {3 * BODY_TIMEOUT:.0f} s"
+        f"{still[0]} connections were open after {3 * BODY_TIMEOUT:.1f} s"
     )
