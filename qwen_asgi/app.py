@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from qwen_asgi.admission import Admission, Place
+from qwen_asgi.apis.body_bounds import LONG_BODY
 from qwen_asgi.apis.openai_chat import REASONING_FIELDS, OpenAIChat
 from qwen_asgi.authentication import (
     ANYBODY,
@@ -346,6 +347,9 @@ class Gateway:
                 with work:
                     await place.turn()
             chat = self._api.read(body)
+            if len(body) > LONG_BODY:
+                # It is written anew next, which takes as long as to read it: others come between.
+                await asyncio.sleep(0)
             upstream = wired.catalog.certain(chat.model)
             if upstream is None:
                 with work:

@@ -25,6 +25,10 @@ EVENT_STREAM: RawHeaders = [
     (b"x-accel-buffering", b"no"),
 ]
 
+MOST_AT_ONCE = 64 * 1024
+"""Bytes of events that are sent at once: of more, a slow client would not be told from one that
+reads nothing, and the server holds what was sent."""
+
 MOST_HEADERS = 200
 MOST_HEADER_BYTES = 64 * 1024
 """What a request's headers may be, names and values together."""
@@ -281,12 +285,31 @@ class EventStream:
         if self._ping is not None or not self._response.started:
             await self._begin()
         try:
+            if len(events) > MOST_AT_ONCE:
+                events = await self._write_but_the_last(events)
             # As `Response.write` does; this is done for every chunk.
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
         except OSError as exc:
             raise ClientLeft from exc
         self._last = self._loop.time()
         self._writing = False
+
+    async def _write_but_the_last(self, events: bytes) -> bytes:
+        """Send what comes before the last `MOST_AT_ONCE` bytes or so, and return these."""
+        start = 0
+        while len(events) - start > MOST_AT_ONCE:
+            end = events.rfind(b"\n\n", start, start + MOST_AT_ONCE)
+            if end < 0:
+                # One event that is longer: what breaks the stream off must not break an event.
+                end = events.find(b"\n\n", start)
+            if end < 0:
+                break
+            end += 2
+            piece = events[start:end]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._last = self._loop.time()
+            start = end
+        return events[start:]
 
     async def end(self, events: bytes) -> None:
         """Send the last events."""

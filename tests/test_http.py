@@ -23,6 +23,7 @@ from qwen_asgi.disconnect import ClientLeft
 from qwen_asgi.errors import RequestTooLarge
 from qwen_asgi.http import (
     LINGER_BYTES,
+    MOST_AT_ONCE,
     EventStream,
     Response,
     announced,
@@ -345,6 +346,22 @@ async def test_a_client_that_reads_nothing_any_more_is_told_of_once(
     send.reads.set()
     if stuck is not None:
         await stuck
+    stream.close()
+
+
+@pytest.mark.anyio
+async def test_much_is_sent_a_little_at_a_time_and_no_event_is_cut() -> None:
+    send = Slow()
+    stream = EventStream(Response(send), 0, lambda: [], never)
+    long = b"data: %b\n\n" % (b"x" * 3 * MOST_AT_ONCE)
+    short = b"".join(b"data: %d\n\n" % number for number in range(30_000))
+    for events in short, long, short + long + short, long + long, long[:-2], short[:-2], b"":
+        send.messages.clear()
+        await stream.write(events)
+        pieces = [message["body"] for message in send.messages if "body" in message]
+        assert b"".join(pieces) == events
+        assert all(piece.endswith(b"\n\n") for piece in pieces[:-1])
+        assert all(len(piece) <= MOST_AT_ONCE or piece.count(b"\n") < 3 for piece in pieces)
     stream.close()
 
 

@@ -24,7 +24,7 @@ def run(trial: Trial, *, inputs: int) -> None:
     slowest, where = 0.0, ""
     for name, target in TARGETS.items():
         source = random.Random(f"{name} {inputs}")
-        bodies = target.bodies()
+        bodies = [body for body in target.bodies() if body]
         for _ in range(inputs):
             given, part = _grown(source, source.choice(bodies))
             begun = time.process_time()
