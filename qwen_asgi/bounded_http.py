@@ -19,8 +19,9 @@ LONGEST_HEAD = 96 * 1024
 gateway takes, so that a client whose head does end is told so by the gateway."""
 
 HEAD_SECONDS = 30.0
-"""How long a head may take, from its first byte on, and the first one of a connection from the
-connection on. Between two requests uvicorn's own `timeout_keep_alive` counts."""
+"""How long a head may take, from the connection on for its first request. Later ones count from the
+first byte that comes when all is answered: the rest of a body that was answered early counts too.
+Where nothing comes between two requests, uvicorn's own `timeout_keep_alive` counts."""
 
 
 class BoundedHTTP(HttpToolsProtocol):
@@ -28,7 +29,6 @@ class BoundedHTTP(HttpToolsProtocol):
 
     _loose = 0
     """Bytes since the last head's end, body's byte or message's end."""
-    _in_head = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(  # type: ignore[override]
@@ -46,13 +46,10 @@ class BoundedHTTP(HttpToolsProtocol):
         super().data_received(data)
         if self._loose > LONGEST_HEAD and not self.transport.is_closing():
             self._refuse()
-        elif self._in_head and self._head_timer is None:
-            # Mostly a head comes in one piece: a timer is for one that does not.
+        elif self._head_timer is None and self._owes_nothing():
+            # With this byte uvicorn's own timer has ended. Mostly a head comes in one piece, and
+            # is owed an answer by now: a timer is for what does not.
             self._begin_head()
-
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._loose = 0
@@ -67,17 +64,19 @@ class BoundedHTTP(HttpToolsProtocol):
         self._loose = 0
         super().on_message_complete()
 
+    def _owes_nothing(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _begin_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
     def _end_head(self) -> None:
-        self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
     def _refuse(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self._owes_nothing():
             error = HeadersTooLarge(
                 f"a request's head may have {LONGEST_HEAD} bytes, and so may what ends its body"
             )

@@ -15,7 +15,7 @@ import pytest
 from qwen_asgi import bounded_http
 from qwen_asgi.bounded_http import LONGEST_HEAD, BoundedHTTP
 from qwen_asgi.http import MOST_HEADER_BYTES
-from qwen_asgi.testing import serve
+from qwen_asgi.testing import SimulatedQwen, serve
 from tests.conftest import (
     CHAT,
     MakeGateway,
@@ -107,23 +107,61 @@ def test_many_requests_on_one_connection_are_counted_one_by_one(url: str) -> Non
             answers.read(length)
 
 
-@pytest.mark.parametrize(
-    "sent", [b"", HEAD, http_bytes(BODY) + HEAD], ids=["nothing", "half a head", "a second half"]
-)
+@pytest.mark.parametrize("sent", [b"", HEAD], ids=["nothing", "half a head"])
 def test_a_head_must_come_in_time(
     sent: bytes, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.4)
+    with serve(make_gateway(), http=BoundedHTTP) as url, connect(url) as client:
+        begun = time.monotonic()
+        client.sendall(sent)
+        _closed(client)
+        assert 0.3 < time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "then"),
+    [
+        (http_bytes(BODY), HEAD),
+        (http_bytes(BODY), b"\r\n"),
+        (http_bytes(content_length="1000", content_type="text/plain"), b"x"),
+        (CHUNKED.replace(b"application/json", b"text/plain"), b"1\r\nx\r\n"),
+        (CHUNKED.replace(b"application/json", b"text/plain"), b"0\r\na: b\r\n"),
+    ],
+    ids=["half a head", "an empty line", "half a body", "a chunk", "half of the trailers"],
+)
+def test_what_begins_when_all_is_answered_must_come_in_time(
+    asked: bytes, then: bytes, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its first byte uvicorn counts a connection as in use, and its own timer ends."""
     monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.4)
     with (
         serve(make_gateway(), http=BoundedHTTP, timeout_keep_alive=60) as url,
         connect(url) as client,
     ):
-        client.settimeout(5)
+        client.sendall(asked)
+        assert client.recv(65536).startswith(b"HTTP/1.1 ")
+        time.sleep(0.1)
         begun = time.monotonic()
-        client.sendall(sent)
-        while client.recv(65536):
-            pass
+        client.sendall(then)
+        _closed(client)
         assert 0.3 < time.monotonic() - begun < 3
+
+
+def test_an_answer_is_not_cut_off_by_half_a_head_behind_it(
+    make_gateway: MakeGateway, qwen: SimulatedQwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(qwen, "reply", "abcdefghij" * 10)
+    monkeypatch.setattr(qwen, "pieces", 10)
+    monkeypatch.setattr(qwen, "pace", 0.1)
+    with (
+        serve(make_gateway(), http=BoundedHTTP, timeout_keep_alive=0.4) as url,
+        connect(url) as client,
+    ):
+        client.sendall(http_bytes(json.dumps(ask(stream=True)).encode()))
+        client.sendall(HEAD)
+        assert _closed(client).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def test_who_is_answered_slowly_or_asks_again_has_all_the_time(
@@ -151,6 +189,12 @@ def test_the_program_has_it(workers: str, tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(HEAD + b"x: " + b"y" * LONGEST_HEAD)
             assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def _closed(client: socket.socket) -> bytes:
+    """Return what comes until the server closes."""
+    client.settimeout(5)
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def _is_alive(port: int) -> bool:
