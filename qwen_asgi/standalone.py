@@ -382,9 +382,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--trusted-proxies",
+        type=_proxies,
         metavar="ADDRESSES",
-        help="proxies, with commas between them, whose X-Forwarded-For tells a client's address "
-        "(default: none)",
+        help="addresses or networks of proxies, with commas between them, or *: their "
+        "X-Forwarded-For tells a client's address (default: none)",
     )
     return parser
 
@@ -399,6 +400,20 @@ def _workers(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 64:
         return int(text)
     raise argparse.ArgumentTypeError(f"workers are a number from 1 to 64, not {text!r}")
+
+
+def _proxies(text: str) -> str:
+    # uvicorn takes any text, and of one that is no address it matches nobody.
+    proxies = [proxy.strip() for proxy in text.split(",")]
+    try:
+        if proxies != ["*"]:
+            for proxy in proxies:
+                ipaddress.ip_network(proxy)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(
+            f"proxies are addresses and networks with commas between them, or *: {exc}"
+        ) from None
+    return ",".join(proxies)
 
 
 def _is_loopback(host: str) -> bool:

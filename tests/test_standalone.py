@@ -315,6 +315,21 @@ def test_a_client_s_address_is_told_by_a_proxy_that_is_trusted(
     assert statuses == ([429, 200] if trusted else [429, 429])
 
 
+@pytest.mark.parametrize("text", ["", "nginx", "10.0.0.1/8", "127.0.0.1,"])
+def test_proxies_that_are_no_addresses_are_refused_at_the_start(text: str, tmp_path: Path) -> None:
+    """uvicorn would take them, and match none."""
+    ended = run([*QWEN_ASGI, "--trusted-proxies", text], tmp_path, QWEN_API_KEY=KEY)
+    assert ended.returncode == 2
+    assert "--trusted-proxies" in ended.stderr
+
+
+@pytest.mark.parametrize("text", ["*", "::1", "127.0.0.1, 10.0.0.0/8"])
+def test_proxies_are_all_or_addresses_and_networks(text: str, tmp_path: Path) -> None:
+    command = [*QWEN_ASGI, "--port", "0", "--trusted-proxies", text]
+    with running(command, tmp_path, QWEN_API_KEY=KEY, QWEN_LOG_FILE="-"):
+        pass
+
+
 # The log file.
 
 
