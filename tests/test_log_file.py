@@ -204,3 +204,14 @@ def test_its_owner_alone_may_read_it(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["log", "log.1", "log.2", "log.lock"]
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_a_file_that_was_there_keeps_the_mode_it_was_given(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    log.chmod(0o640)
+    handler = SharedRotatingFileHandler(log, max_bytes=100, backups=2)
+    handler.write_lines(["x" * 60] * 2)
+    handler.close()
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("log.1", "log")] == [0o640, 0o600]
