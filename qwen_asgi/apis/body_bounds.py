@@ -6,8 +6,6 @@ lock is held. Texts cost next to nothing, values and long numbers do.
 
 from __future__ import annotations
 
-import re
-
 from qwen_asgi.errors import RequestTooLarge
 
 LONG_BODY = 256 * 1024
@@ -19,9 +17,11 @@ MOST_VALUES = 100_000
 MOST_OUTSIDE = 8 * 1024 * 1024
 """Bytes that may stand outside of all texts: values as many as may be, on lines of their own."""
 
-_LONG_NUMBER = re.compile(rb"\d{400}")
-"""To read and write a number takes time by the square of its length: 31 MiB of such of 4,000 digits
-took 2.4 s. No number that counts something is as long as this."""
+MOST_DIGITS = 399
+"""Digits of a number. To read and write one takes time by the square of its length: 31 MiB of such
+of 4,000 digits took 2.4 s. No number that counts something is as long as this."""
+
+_DIGITS_ALIKE = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 def check_bounds(body: bytes) -> None:
@@ -33,8 +33,10 @@ def check_bounds(body: bytes) -> None:
         raise _too_much(f"more than {MOST_VALUES} values", "too_many_values")
     if len(outside) > MOST_OUTSIDE:
         raise _too_much(f"more than {MOST_OUTSIDE} bytes beside its texts", "too_many_values")
-    if _LONG_NUMBER.search(outside):
-        raise _too_much("a number of 400 digits or more", "number_too_long")
+    # Time by the length alone. A regular expression begins anew at each digit: 8 MB of numbers of
+    # 399 digits took it 3.2 s.
+    if b"0" * (MOST_DIGITS + 1) in outside.translate(_DIGITS_ALIKE):
+        raise _too_much(f"a number of {MOST_DIGITS + 1} digits or more", "number_too_long")
 
 
 def _values(outside: bytes) -> int:

@@ -82,8 +82,18 @@ def test_texts_are_told_from_what_is_outside_of_them_as_a_parser_does() -> None:
         b"7" * 8_000_000,
         with_field(b'"' + b"x" * 32_000_000 + b'"'),
         b'{"a' * 10_000_000,
+        with_field(b"[" + (b"7" * 399 + b",") * 20_000 + b"1]"),
     ],
-    ids=["quotes", "backslashes", "escaped quotes", "brackets", "digits", "a text", "no JSON"],
+    ids=[
+        "quotes",
+        "backslashes",
+        "escaped quotes",
+        "brackets",
+        "digits",
+        "a text",
+        "no JSON",
+        "numbers that are almost too long",
+    ],
 )
 def test_it_is_looked_at_quickly(body: bytes) -> None:
     begun = time.process_time()
