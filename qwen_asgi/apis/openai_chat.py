@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails, to_json
 from typing_extensions import TypedDict
 
 from qwen_asgi import sse
-from qwen_asgi.apis.body_bounds import check_bounds
+from qwen_asgi.apis.body_bounds import LONG_BODY, check_arguments, check_bounds
 from qwen_asgi.apis.legacy_functions import call_piece, only_call, with_tool_turns, with_tools
 from qwen_asgi.chat import (
     Answer,
@@ -214,6 +214,8 @@ class OpenAIChat:
         messages = tuple([_message(m, i) for i, m in enumerate(fields["messages"])])
         if any(m.extra and (m.role == "function" or "function_call" in m.extra) for m in messages):
             messages = with_tool_turns(messages)
+        if len(body) > LONG_BODY:
+            check_arguments(messages)
         options = _options(fields)
         has_functions = "functions" in options or "function_call" in options
         return ChatRequest(

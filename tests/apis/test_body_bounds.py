@@ -4,6 +4,7 @@ import json
 import random
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,50 @@ def test_a_long_body_with_a_very_long_number_is_refused() -> None:
         with pytest.raises(RequestTooLarge) as caught:
             check_bounds(body)
         assert (caught.value.status, caught.value.code) == (413, "number_too_long")
+
+
+@pytest.mark.parametrize("form", ["tool_calls", "function_call"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["[" + "[]," * 1_000_000 + "1]"], "too_many_values"),
+        (["[" + "[]," * 10_000 + "1]"] * 30, "too_many_values"),
+        (['"', *["[" + "[]," * 10_000 + "1]"] * 30], "too_many_values"),
+        (['"' * 200_000] * 10, "too_many_values"),
+        (["[" + "7" * 4000 + "]"] * 100, "number_too_long"),
+        ([json.dumps({"file": '[[1,2,3],"{}"]\\\n' * 100_000})], None),
+        (['{"a": [1, 2, 3]}'] * 1000, None),
+        (["not JSON"] * 1000, None),
+    ],
+    ids=[
+        "one",
+        "many",
+        "behind an open quote",
+        "quotes",
+        "long numbers",
+        "a file",
+        "small ones",
+        "no JSON",
+    ],
+)
+def test_the_arguments_of_calls_are_parsed_too(
+    arguments: list[str], code: str | None, form: str
+) -> None:
+    """30 MB of empty lists in them held the loop for 5 s."""
+    functions = [{"name": "f", "arguments": text} for text in arguments]
+    calls = [{"id": "c", "type": "function", "function": one} for one in functions]
+    said: list[Any] = [{"role": "assistant", "content": None, "tool_calls": calls}]
+    if form == "function_call":
+        said = [{"role": "assistant", "content": None, form: one} for one in functions]
+    chat = ask()
+    chat["messages"] += said
+    body = json.dumps({**chat, "x": "y" * LONG_BODY}).encode()
+    if code is None:
+        OpenAIChat().read(body)
+        return
+    with pytest.raises(RequestTooLarge) as caught:
+        OpenAIChat().read(body)
+    assert (caught.value.status, caught.value.code) == (413, code)
 
 
 def test_blanks_without_end_are_refused() -> None:

@@ -55,6 +55,14 @@ def _picture(size: int) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
+def _call(arguments: str) -> bytes:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "7"}
+    turn = {"role": "user", "content": "a"}
+    return json.dumps(ask(messages=[turn, said, result, turn])).encode()
+
+
 def _tools(number: int, fields: int) -> bytes:
     properties = {f"p{n}": {"type": "string", "description": "d" * 20} for n in range(fields)}
     schema = {"type": "object", "properties": properties}
@@ -98,6 +106,9 @@ def bodies(size: int) -> dict[str, Callable[[], bytes]]:
         ).encode(),
         "tools": lambda: _tools(120, 300),
         "a tool's long description": lambda: _tools(1, 30_000),
+        "a call's arguments of many values": lambda: _call("[" + "[]," * (many // 2) + "1]"),
+        "a call's long argument": lambda: _call(json.dumps({"a": "x" * (size // 2)})),
+        "a call's arguments refused": lambda: _call("[" + "[]," * (size // 3 - 1000) + "1]"),
         "pictures": lambda: json.dumps(
             ask(messages=[{"role": "user", "content": [_picture(size // 8)] * 5}])
         ).encode(),
