@@ -9,6 +9,9 @@ from pydantic_core import from_json
 
 from qwen_asgi.errors import UpstreamInvalidResponse, UpstreamTruncated
 
+LONGEST_NAME = 256
+"""Characters of a model's name."""
+
 
 def read_object(data: bytes) -> dict[str, Any] | None:
     """Return the JSON object that `data` is, or None if it is none."""
@@ -38,7 +41,8 @@ def read_document(body: bytes) -> Mapping[str, Any]:
 def listed_models(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of a list of models, each with an `id`: `{data: [{id, ...}]}`.
 
-    Raises UpstreamInvalidResponse when there is none.
+    Those whose names no log, header or terminal should be given are left out. Raises
+    UpstreamInvalidResponse when there is none left.
     """
     data = document.get("data")
     models: list[Any] = data if isinstance(data, list) else []
@@ -49,7 +53,7 @@ def listed_models(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def count_in(entry: Mapping[str, Any], *names: str) -> int | None:
