@@ -94,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "qwen_asgi.layers": PURE
     | {
         "qwen_asgi.background",
+        "qwen_asgi.request_log",
         "qwen_asgi.turns",
         "qwen_asgi.tool_text.json_object",
         "qwen_asgi.tool_text.parser",

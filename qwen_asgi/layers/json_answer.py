@@ -35,6 +35,7 @@ from qwen_asgi.chat import (
     Usage,
 )
 from qwen_asgi.errors import InvalidRequest, UpstreamInvalidResponse
+from qwen_asgi.request_log import printable
 from qwen_asgi.tool_text.json_object import NotJSON, ObjectText
 
 logger = logging.getLogger(__name__)
@@ -232,7 +233,8 @@ def make_check(schema: Mapping[str, Any]) -> Check:
         except Exception as exc:
             # What a client's references lead to may be no schema at all.
             return f"the schema cannot be followed: {type(exc).__name__}"
-        return "" if found is None else f"{found.json_path}: {found.message}"[:300]
+        # The model's own names stand in the path, and all of it goes to the log.
+        return "" if found is None else printable(f"{found.json_path}: {found.message}", 300)
 
     return check
 

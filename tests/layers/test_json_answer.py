@@ -308,3 +308,11 @@ def test_references_that_double_at_each_step_take_no_time() -> None:
 )
 def test_a_schema_that_leads_nowhere_is_told(schema: dict[str, Any]) -> None:
     assert "cannot be followed" in make_check(schema)(10**400 if "multipleOf" in schema else {})
+
+
+def test_no_name_that_a_model_gave_can_forge_a_line_of_the_log() -> None:
+    check = make_check({"additionalProperties": {"type": "integer"}})
+    problem = check({"a\n2026-01-01 - INFO - chat forged\x1b[2J": "x"})
+    assert problem.isprintable()
+    assert "a\\n2026-01-01" in problem
+    assert len(check({"a\n" * 1000: "x"})) < 350
