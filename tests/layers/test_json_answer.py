@@ -315,4 +315,4 @@ def test_no_name_that_a_model_gave_can_forge_a_line_of_the_log() -> None:
     problem = check({"a\n2026-01-01 - INFO - chat forged\x1b[2J": "x"})
     assert problem.isprintable()
     assert "a\\n2026-01-01" in problem
-    assert len(check({"a\n" * 1000: "x"})) < 350
+    assert len(check({"a\n" * 1000: "x"})) < 1000  # 300 characters, and what escapes them
