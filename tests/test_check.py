@@ -82,12 +82,13 @@ async def test_each_of_several_is_asked_and_what_is_wrong_is_said(
 
 async def test_a_models_name_writes_no_line_of_its_own(up: tuple[SimulatedQwen, str]) -> None:
     qwen, url = up
-    qwen.models = ("\x1b]0;title\x07", "ok\n  wrong: nothing")
+    qwen.models = ("\x1b]0;title\x07", "ok\n  wrong: nothing", "fine")
     one = {"dialect": "qwen-web-v2", "base_url": url, "api_key": UPSTREAM_KEY}
     report = await check(Settings(upstreams={"one": one}))
     assert report.is_well
     assert all(line.isprintable() for line in report.lines)
     assert len(report.lines) == 2
+    assert "fine" in report.lines[1]
 
 
 async def test_a_route_that_no_upstream_has_is_said_unless_one_could_not_be_asked(
