@@ -11,6 +11,7 @@ begins with a zero, which JSON forbids and no writer of JSON sends, passes for o
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from pydantic_core import from_json
 
@@ -52,9 +53,7 @@ class FrameShapes:
         """Take only frames in which this field has this value, in JSON, digits and all: others are
         not of the answer. Frames without the field are told from those with it by their shape."""
         self._name = b'"%b"' % field
-        self._identity = re.compile(
-            rb"%b: ?%b(?![\d.])" % (re.escape(self._name), re.escape(value))
-        )
+        self._identity = _identity(self._name, value)
 
     def forget(self) -> None:
         """Know none any more: what a frame of a shape does is no longer the same."""
@@ -120,3 +119,9 @@ class FrameShapes:
         """Return the last frame that was read, without its text; nothing if that was done."""
         last, self._last = self._last, b""
         return b'%b"%b' % (self._head, last) if last else b""
+
+
+@lru_cache(maxsize=64)
+def _identity(name: bytes, value: bytes) -> re.Pattern[bytes]:
+    """Return what finds a field of this value; mostly it is the same in each answer."""
+    return re.compile(rb"%b: ?%b(?![\d.])" % (re.escape(name), re.escape(value)))
