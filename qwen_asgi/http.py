@@ -86,8 +86,8 @@ async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
     pace = _Pace(seconds)
     with pace:
         first, more = begun.value if begun.is_over else await begun
-        body = await _read_on(receive, limit, first, more, pace.begin_anew)
-    if len(body) > limit:
+        body, more = await _read_on(receive, limit, first, more, pace.begin_anew)
+    if more:
         await _linger(receive)
     return _within(limit, bytes(body))
 
@@ -107,8 +107,9 @@ class _Pace(TimeLimit):
 
 async def _read_on(
     receive: Receive, limit: int, first: bytes, more: bool, go_on: Callable[[], None]
-) -> bytearray:
-    """Return all of a body that begins with `first`; of a longer one than `limit` what shows it."""
+) -> tuple[bytearray, bool]:
+    """Return all of a body that begins with `first`; of a longer one than `limit` what shows it,
+    and whether more of it is to come."""
     body = bytearray(first)
     counted = 0
     while more and len(body) <= limit:
@@ -117,7 +118,7 @@ async def _read_on(
         if len(body) - counted >= LEAST_BODY:
             counted = len(body)
             go_on()
-    return body
+    return body, more
 
 
 def _within(limit: int, body: bytes) -> bytes:
